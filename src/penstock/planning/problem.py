@@ -1,0 +1,256 @@
+"""What a plan has to solve, in plain numbers: weights, calls in order, storage, budget.
+
+Nothing here knows of modules or files. A problem checks itself when it is made, so the planner need not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+from penstock.errors import PlanError
+from penstock.planning.fields import MAX_ITEMS, MAX_NBYTES, Fields, as_integer, parse_object
+
+PROBLEM_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One weight as it lies in storage.
+
+    Attributes:
+        name: its key in the checkpoint.
+        nbytes: its bytes, at least one.
+        offset_in_block: its first byte's place in its storage block, in bytes. Its address is congruent to this modulo
+            `Storage.block_nbytes`, and it occupies the arena from that block's begin to the end of its last block.
+        requests: read requests that fetch it.
+        rows_only: calls read a few rows of it (an embedding table): it is loaded only if a plan makes it resident;
+            otherwise each use costs `row_seconds` of stall.
+    """
+
+    name: str
+    nbytes: int
+    offset_in_block: int = 0
+    requests: int = 1
+    rows_only: bool = False
+    row_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One layer call of the recorded pass.
+
+    Attributes:
+        name: the module's path.
+        seconds: own compute, from this call's begin to the next call's begin, without stalls.
+        reads: indices of the weights that it reads.
+        last: index of the last call that began before this one ended: its own for a leaf. The weights are held until
+            call `last` has ended. Calls nest as a call stack does.
+    """
+
+    name: str
+    seconds: float
+    reads: tuple[int, ...]
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What a load costs: `requests * request_seconds` plus the bytes of its blocks over `bytes_per_second`."""
+
+    bytes_per_second: float
+    request_seconds: float
+    block_nbytes: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Bytes of the budget that are not for weights."""
+
+    activations_nbytes: int
+    io_nbytes: int
+    bookkeeping_nbytes: int
+
+    @property
+    def total_nbytes(self) -> int:
+        """All of it, in bytes."""
+        return self.activations_nbytes + self.io_nbytes + self.bookkeeping_nbytes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that decides a plan.
+
+    Attributes:
+        weights: in any order; calls name them by index. A weight that no call reads is in no plan.
+        calls: one pass, in order of begin.
+        budget_nbytes: the cap on arena and reserve together.
+        fingerprint: of what the numbers were taken from; a plan carries it on.
+        tiny_nbytes: weights up to this size are resident whenever that fits.
+
+    Raises:
+        PlanError: the numbers make no sense; the message names the field.
+    """
+
+    weights: tuple[Weight, ...]
+    calls: tuple[Call, ...]
+    storage: Storage
+    budget_nbytes: int
+    reserve: Reserve
+    fingerprint: str
+    tiny_nbytes: int = 32768
+
+    def __post_init__(self) -> None:
+        _check_storage(self.storage)
+        _check_sizes(self)
+        for index, weight in enumerate(self.weights):
+            _check_weight(weight, f"weights[{index}] ({weight.name})", self.storage.block_nbytes)
+        for index, call in enumerate(self.calls):
+            _check_call(call, f"calls[{index}] ({call.name})", index, len(self.calls), len(self.weights))
+        _check_nesting(self.calls)
+
+    def extent_nbytes(self, weight: int) -> int:
+        """Bytes that weight `weight` occupies in the arena, whole blocks: also what a load of it reads."""
+        block = self.storage.block_nbytes
+        item = self.weights[weight]
+        return -(-(item.offset_in_block + item.nbytes) // block) * block
+
+    @property
+    def compute_seconds(self) -> float:
+        """One pass without a single stall."""
+        return math.fsum(call.seconds for call in self.calls)
+
+    def to_json(self) -> str:
+        """This problem as JSON text."""
+        return json.dumps({"version": PROBLEM_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Problem:
+        """The problem in `text`, which may come from anywhere.
+
+        Raises:
+            PlanError: it is not a sound problem; the message names the field.
+        """
+        fields = parse_object(text, "problem")
+        fields.integer("version", PROBLEM_VERSION, PROBLEM_VERSION)
+        problem = cls(
+            weights=fields.items("weights", _read_weight),
+            calls=fields.items("calls", _read_call),
+            storage=_read_storage(fields.record("storage")),
+            budget_nbytes=fields.integer("budget_nbytes", 1),
+            reserve=read_reserve(fields.record("reserve")),
+            fingerprint=fields.text("fingerprint"),
+            tiny_nbytes=fields.integer("tiny_nbytes", 0),
+        )
+        fields.finish()
+        return problem
+
+
+def read_reserve(fields: Fields) -> Reserve:
+    """A `Reserve` out of parsed JSON."""
+    reserve = Reserve(
+        activations_nbytes=fields.integer("activations_nbytes", 0),
+        io_nbytes=fields.integer("io_nbytes", 0),
+        bookkeeping_nbytes=fields.integer("bookkeeping_nbytes", 0),
+    )
+    fields.finish()
+    return reserve
+
+
+def _read_weight(value: object, path: str) -> Weight:
+    fields = Fields(value, path)
+    weight = Weight(
+        name=fields.text("name"),
+        nbytes=fields.integer("nbytes", 1),
+        offset_in_block=fields.integer("offset_in_block", 0),
+        requests=fields.integer("requests", 0),
+        rows_only=fields.flag("rows_only"),
+        row_seconds=fields.seconds("row_seconds"),
+    )
+    fields.finish()
+    return weight
+
+
+def _read_call(value: object, path: str) -> Call:
+    fields = Fields(value, path)
+    call = Call(
+        name=fields.text("name"),
+        seconds=fields.seconds("seconds"),
+        reads=fields.items("reads", lambda item, where: as_integer(item, where, 0, MAX_ITEMS)),
+        last=fields.integer("last", 0, MAX_ITEMS),
+    )
+    fields.finish()
+    return call
+
+
+def _read_storage(fields: Fields) -> Storage:
+    storage = Storage(
+        bytes_per_second=fields.seconds("bytes_per_second"),
+        request_seconds=fields.seconds("request_seconds"),
+        block_nbytes=fields.integer("block_nbytes", 1),
+    )
+    fields.finish()
+    return storage
+
+
+def _check_storage(storage: Storage) -> None:
+    if not (math.isfinite(storage.bytes_per_second) and storage.bytes_per_second > 0):
+        raise PlanError(f"storage.bytes_per_second is {storage.bytes_per_second}, not above zero: measure it again")
+    if not _is_duration(storage.request_seconds):
+        raise PlanError(f"storage.request_seconds is {storage.request_seconds}, not a duration: measure it again")
+    if not 1 <= storage.block_nbytes <= MAX_NBYTES:
+        raise PlanError(f"storage.block_nbytes is {storage.block_nbytes}, not above zero: take the device's block size")
+
+
+def _check_sizes(problem: Problem) -> None:
+    sizes = {
+        "budget_nbytes": problem.budget_nbytes - 1,  # a budget of zero is nonsense, a reserve of zero is not
+        "tiny_nbytes": problem.tiny_nbytes,
+        "reserve.activations_nbytes": problem.reserve.activations_nbytes,
+        "reserve.io_nbytes": problem.reserve.io_nbytes,
+        "reserve.bookkeeping_nbytes": problem.reserve.bookkeeping_nbytes,
+    }
+    for name, nbytes in sizes.items():
+        if not 0 <= nbytes <= MAX_NBYTES:
+            raise PlanError(f"{name} is out of range ({nbytes + (name == 'budget_nbytes')}): give a number of bytes")
+
+
+def _check_weight(weight: Weight, path: str, block_nbytes: int) -> None:
+    if not 1 <= weight.nbytes <= MAX_NBYTES:
+        raise PlanError(f"{path}.nbytes is {weight.nbytes}: leave out weights without bytes")
+    if not 0 <= weight.offset_in_block < block_nbytes:
+        raise PlanError(f"{path}.offset_in_block is {weight.offset_in_block}: give it modulo {block_nbytes}")
+    if weight.requests < 0:
+        raise PlanError(f"{path}.requests is {weight.requests}: give a count")
+    if not _is_duration(weight.row_seconds):
+        raise PlanError(f"{path}.row_seconds is {weight.row_seconds}, not a duration: measure it again")
+
+
+def _check_call(call: Call, path: str, index: int, call_count: int, weight_count: int) -> None:
+    if not _is_duration(call.seconds):
+        raise PlanError(f"{path}.seconds is {call.seconds}, not a duration: record the pass again")
+    if not index <= call.last < call_count:
+        raise PlanError(f"{path}.last is {call.last}, outside {index} to {call_count - 1}: record the pass again")
+    if len(set(call.reads)) != len(call.reads):
+        raise PlanError(f"{path}.reads names a weight twice: name each once")
+    for weight in call.reads:
+        if not 0 <= weight < weight_count:
+            raise PlanError(f"{path}.reads names weight {weight} of {weight_count}: record the pass again")
+
+
+def _check_nesting(calls: tuple[Call, ...]) -> None:
+    open_until: list[int] = []
+    for index, call in enumerate(calls):
+        while open_until and open_until[-1] < index:
+            open_until.pop()
+        if open_until and call.last > open_until[-1]:
+            raise PlanError(
+                f"calls[{index}] ({call.name}).last is {call.last}, but the call around it ends with "
+                f"{open_until[-1]}: calls nest, so record the pass again"
+            )
+        open_until.append(call.last)
+
+
+def _is_duration(seconds: float) -> bool:
+    return math.isfinite(seconds) and seconds >= 0
