@@ -46,17 +46,7 @@ class Fields:
 
     def seconds(self, name: str) -> float:
         """A finite number, zero or above."""
-        value = self._take(name)
-        path = f"{self._path}.{name}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise PlanError(f"{path} is {_kind(value)}, not a number: make it again")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number) or number < 0:
-            raise PlanError(f"{path} is {value!r}, not a finite number above or at zero: make it again")
-        return number
+        return as_seconds(self._take(name), f"{self._path}.{name}")
 
     def text(self, name: str) -> str:
         """A string field."""
@@ -99,6 +89,24 @@ def as_integer(value: object, path: str, low: int, high: int = MAX_NBYTES) -> in
     if not low <= value <= high:
         raise PlanError(f"{path} is {value}, outside {low} to {high}: make it again")
     return value
+
+
+def as_nbytes(value: object, path: str) -> int:
+    """`value` as a number of bytes, at least one."""
+    return as_integer(value, path, 1)
+
+
+def as_seconds(value: object, path: str) -> float:
+    """`value` as a finite number, zero or above."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlanError(f"{path} is {_kind(value)}, not a number: make it again")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise PlanError(f"{path} is not a finite number, zero or above: make it again")
+    return number
 
 
 def as_text(value: object, path: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, as_text, parse_object
+from penstock.planning.explain import explain
+from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, as_text, parse_object
 from penstock.planning.problem import Reserve, read_reserve
 
 PLAN_VERSION = 1
@@ -56,6 +57,7 @@ class Prediction:
         streamed_nbytes: read in a warm pass, whole blocks.
         peak_nbytes: arena and reserve.
         lower_bound_seconds: the larger of compute time and `streamed_nbytes` over the bandwidth.
+        call_stall_seconds: how much of `stall_seconds` is spent before each call, in a late warm pass.
     """
 
     warm_seconds: float
@@ -64,6 +66,7 @@ class Prediction:
     streamed_nbytes: int
     peak_nbytes: int
     lower_bound_seconds: float
+    call_stall_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Plan:
         rows: weights of which each call reads its rows by itself.
         loads: in load order, which is the order of first use.
         weight_names, call_names: of the problem, so that a plan can be read, and matched, by itself.
+        weight_nbytes: likewise.
     """
 
     version: int
@@ -90,6 +94,7 @@ class Plan:
     prediction: Prediction
     weight_names: tuple[str, ...]
     call_names: tuple[str, ...]
+    weight_nbytes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """This plan as JSON text."""
@@ -121,14 +126,13 @@ class Plan:
             prediction=_read_prediction(fields.record("prediction")),
             weight_names=weight_names,
             call_names=call_names,
+            weight_nbytes=fields.items("weight_nbytes", as_nbytes),
         )
         fields.finish()
         return plan
 
     def explain(self) -> str:
         """This plan as text for people."""
-        from penstock.planning.explain import explain  # explain imports this module
-
         return explain(self)
 
 
@@ -159,7 +163,7 @@ class _Limits:
             offset=fields.integer("offset", 0, self.arena_nbytes),
             first_call=fields.integer("first_call", 0, self.call_count - 1),
             last_call=fields.integer("last_call", 0, self.call_count - 1),
-            after_call=fields.integer("after_call", -1, min(self.call_count - 1, MAX_ITEMS)),
+            after_call=fields.integer("after_call", -1, self.call_count - 1),
             after_pass=fields.integer("after_pass", -1, 0),
         )
         fields.finish()
@@ -174,6 +178,7 @@ def _read_prediction(fields: Fields) -> Prediction:
         streamed_nbytes=fields.integer("streamed_nbytes", 0),
         peak_nbytes=fields.integer("peak_nbytes", 0),
         lower_bound_seconds=fields.seconds("lower_bound_seconds"),
+        call_stall_seconds=fields.items("call_stall_seconds", as_seconds),
     )
     fields.finish()
     return prediction

@@ -1,0 +1,87 @@
+"""A plan as text for people: where the budget goes, what stays, what streams, and where a pass waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from penstock.budget import format_size
+
+if TYPE_CHECKING:
+    from penstock.planning.plan import Plan
+
+_LARGEST = 3
+_WORST_STALLS = 5
+_WORTH_TELLING = 1e-5  # seconds
+
+
+def explain(plan: Plan) -> str:
+    """The text that `Plan.explain` returns, several lines."""
+    lines = [f"Plan ({plan.strategy}) for a budget of {format_size(plan.budget_nbytes)}", *_budget(plan)]
+    lines += ["Weights", *_weights(plan), "Warm pass", *_times(plan), *_stalls(plan)]
+    return "\n".join(lines)
+
+
+def _budget(plan: Plan) -> list[str]:
+    reserve = plan.reserve
+    sizes = dict(enumerate(plan.weight_nbytes))
+    resident_nbytes = sum(sizes.get(slot.weight, 0) for slot in plan.resident)
+    spare_nbytes = plan.budget_nbytes - plan.arena_nbytes - reserve.total_nbytes
+    rows = [
+        ("resident weights", resident_nbytes),
+        ("streaming space", plan.arena_nbytes - resident_nbytes),
+        ("activations", reserve.activations_nbytes),
+        ("I/O buffers", reserve.io_nbytes),
+        ("bookkeeping", reserve.bookkeeping_nbytes),
+        ("not needed", spare_nbytes),
+    ]
+    return [f"  {name:<18}{format_size(nbytes):>12}" for name, nbytes in rows]
+
+
+def _weights(plan: Plan) -> list[str]:
+    streamed = dict.fromkeys(load.weight for load in plan.loads)
+    lines = [
+        _group(plan, "resident", [slot.weight for slot in plan.resident]),
+        _group(plan, "streamed", streamed),
+    ]
+    if plan.loads:
+        read = f"{format_size(plan.prediction.streamed_nbytes)} in {len(plan.loads)} loads"
+        lines.append(f"  {'read per pass':<18}{read}")
+    if plan.rows:
+        lines.append(_group(plan, "read by rows", plan.rows))
+    return lines
+
+
+def _group(plan: Plan, title: str, weights: Iterable[int]) -> str:
+    sizes = dict(enumerate(plan.weight_nbytes))
+    group = sorted(weights, key=lambda weight: -sizes.get(weight, 0))
+    text = f"  {title:<18}{len(group)} weights, {format_size(sum(sizes.get(weight, 0) for weight in group))}"
+    if group:
+        largest = (f"{plan.weight_names[weight]} {format_size(sizes.get(weight, 0))}" for weight in group[:_LARGEST])
+        text += f"; largest: {', '.join(largest)}"
+    return text
+
+
+def _times(plan: Plan) -> list[str]:
+    prediction = plan.prediction
+    return [
+        f"  {'predicted':<18}{_milliseconds(prediction.warm_seconds)}, of it "
+        f"{_milliseconds(prediction.stall_seconds)} waiting for storage",
+        f"  {'lower bound':<18}{_milliseconds(prediction.lower_bound_seconds)} (compute, or bytes over bandwidth)",
+        f"  {'first pass':<18}{_milliseconds(prediction.cold_seconds)}",
+        f"  {'peak':<18}{format_size(prediction.peak_nbytes)}",
+    ]
+
+
+def _stalls(plan: Plan) -> list[str]:
+    stalls = sorted(enumerate(plan.prediction.call_stall_seconds), key=lambda item: (-item[1], item[0]))
+    stalls = [(call, seconds) for call, seconds in stalls if seconds > _WORTH_TELLING]
+    if not stalls:
+        return ["  no call waits"]
+    lines = [f"  {len(stalls)} of {len(plan.call_names)} calls wait, most of all"]
+    lines += [f"    {_milliseconds(seconds):>10}  {plan.call_names[call]}" for call, seconds in stalls[:_WORST_STALLS]]
+    return lines
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

@@ -1,0 +1,69 @@
+"""When a weight has to be in memory within a pass, and the least memory in which a pass can run at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from penstock.planning.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One stay of a weight in memory: from call `first` to the end of call `last`, loaded once."""
+
+    weight: int
+    first: int
+    last: int
+
+
+def list_uses(problem: Problem, *, merged: bool) -> list[Use]:
+    """Every stay that a streamed weight needs, in order of first call.
+
+    Reads within one another's stay share a load. With `merged`, a weight also stays between two uses if no more bytes than its
+    own are first read in between: keeping it takes that much space from the stream, loading it again that much bandwidth.
+    """
+    uses: list[Use] = []
+    open_uses: dict[int, int] = {}
+    read_before = list(accumulate((_first_bytes(problem, call.reads) for call in problem.calls), initial=0))
+    for index, call in enumerate(problem.calls):
+        for weight in call.reads:
+            position = open_uses.get(weight)
+            if position is not None:
+                last = uses[position].last
+                between_nbytes = read_before[index] - read_before[last + 1] if last < index else 0
+                if index <= last or (merged and between_nbytes <= problem.extent_nbytes(weight)):
+                    uses[position] = Use(weight, uses[position].first, max(last, call.last))
+                    continue
+            open_uses[weight] = len(uses)
+            uses.append(Use(weight, index, call.last))
+    return uses
+
+
+def _first_bytes(problem: Problem, reads: Sequence[int]) -> int:
+    return sum(problem.extent_nbytes(weight) for weight in reads if not problem.weights[weight].rows_only)
+
+
+def largest_live_nbytes(problem: Problem, uses: Sequence[Use], without: Collection[int] = ()) -> int:
+    """The most bytes that are in memory at once when every use is loaded just in time, but for weights in `without`.
+
+    Uses that are not merged nest as calls do, so a stack of extents holds them without a gap: this is the least memory
+    in which they can be streamed, exactly.
+    """
+    change = [0] * (len(problem.calls) + 1)
+    for use in uses:
+        if use.weight not in without:
+            nbytes = problem.extent_nbytes(use.weight)
+            change[use.first] += nbytes
+            change[use.last + 1] -= nbytes
+    return max(accumulate(change))
+
+
+def needed_nbytes(problem: Problem) -> int:
+    """The smallest budget for which a plan exists: the reserve, and the weights that one moment of a pass needs.
+
+    Exact: any plan holds these weights at that moment, and a plan that streams everything needs no more.
+    """
+    uses = [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
+    return max(1, problem.reserve.total_nbytes + largest_live_nbytes(problem, uses))

@@ -1,0 +1,121 @@
+"""Addresses for streamed weights, fixed for good, and the release that each load has to wait for.
+
+Extents are in bytes from the begin of the streaming region, and whole blocks. A moment is a call's index: c for the end
+of call c of this pass, c - call_count for its end in the pass before, so that moments of both compare.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from penstock.planning.lifetimes import Use
+
+
+class _Occupants:
+    """Which moment releases each byte of the region: segments by address, for the last occupant of each."""
+
+    def __init__(self, region_nbytes: int, moment: int) -> None:
+        self.starts = [0]
+        self.moments = [moment]
+        self.region_nbytes = region_nbytes
+
+    def released(self, start: int, end: int) -> int:
+        """The moment that releases all of [start, end)."""
+        low = bisect_right(self.starts, start) - 1
+        return max(self.moments[low : bisect_left(self.starts, end, low + 1)])
+
+    def occupy(self, start: int, end: int, moment: int) -> None:
+        """Give [start, end) to an occupant that `moment` releases."""
+        starts, moments = self.starts, self.moments
+        low = bisect_right(starts, start) - 1
+        high = bisect_left(starts, end, low + 1)
+        new_starts, new_moments = [start], [moment]
+        if starts[low] < start:
+            new_starts, new_moments = [starts[low], start], [moments[low], moment]
+        past = starts[high] if high < len(starts) else self.region_nbytes
+        if end < past:
+            new_starts.append(end)
+            new_moments.append(moments[high - 1])
+        starts[low:high] = new_starts
+        moments[low:high] = new_moments
+
+    def earliest(self, nbytes: int) -> tuple[int, int]:
+        """Moment and start of the `nbytes` that are released first; the lowest address of several."""
+        starts, moments = self.starts, self.moments
+        count = len(starts)
+        best_moment, best_start = moments[0] + (1 << 60), 0
+        limit = self.region_nbytes - nbytes
+        for low in range(count):
+            start = starts[low]
+            if start > limit:
+                break
+            moment = moments[low]
+            if moment >= best_moment:
+                continue
+            end, high = start + nbytes, low + 1
+            while high < count and starts[high] < end:
+                if moments[high] > moment:
+                    moment = moments[high]
+                high += 1
+            if moment < best_moment:
+                best_moment, best_start = moment, start
+        if limit >= 0 and (last := self.released(limit, self.region_nbytes)) < best_moment:
+            return last, limit
+        return best_moment, best_start
+
+    def next_pass(self, call_count: int) -> None:
+        """Shift all moments to be seen from the next pass."""
+        self.moments = [moment - call_count for moment in self.moments]
+
+
+def place_earliest(
+    uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int, rounds: int = 2
+) -> list[int] | None:
+    """Starts of the uses' extents: each goes to the space that is released first, a ring that bends round obstacles.
+
+    Later rounds know how the pass before leaves the region. None where some use finds no space in time.
+    """
+    occupants = _Occupants(region_nbytes, -2 * call_count - 1)
+    starts: list[int] = []
+    for _ in range(rounds):
+        starts = []
+        for use, nbytes in zip(uses, extents, strict=True):
+            moment, start = occupants.earliest(nbytes)
+            if moment >= use.first:
+                return None
+            occupants.occupy(start, start + nbytes, use.last)
+            starts.append(start)
+        occupants.next_pass(call_count)
+    return starts
+
+
+def place_stack(uses: Sequence[Use], extents: Sequence[int]) -> list[int]:
+    """Starts for uses that nest: each on top of those around it. The least memory, and little overlap."""
+    starts: list[int] = []
+    open_uses: list[tuple[int, int]] = []
+    for use, nbytes in zip(uses, extents, strict=True):
+        while open_uses and open_uses[-1][0] < use.first:
+            open_uses.pop()
+        start = open_uses[-1][1] if open_uses else 0
+        starts.append(start)
+        open_uses.append((use.last, start + nbytes))
+    return starts
+
+
+def release_moments(
+    uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], region_nbytes: int, call_count: int
+) -> list[int]:
+    """For each use the moment that frees its extent: the latest end of those that lay there before.
+
+    The last occupant of a byte is enough: it had to wait for the one before.
+    """
+    occupants = _Occupants(region_nbytes, -2 * call_count - 1)
+    for use, nbytes, start in zip(uses, extents, starts, strict=True):
+        occupants.occupy(start, start + nbytes, use.last)
+    occupants.next_pass(call_count)
+    moments = []
+    for use, nbytes, start in zip(uses, extents, starts, strict=True):
+        moments.append(occupants.released(start, start + nbytes))
+        occupants.occupy(start, start + nbytes, use.last)
+    return moments

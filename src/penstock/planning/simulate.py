@@ -1,0 +1,263 @@
+"""The exact timeline of a plan: one storage server, one computing thread, space freed by calls that ended.
+
+The two-stage pipeline of Ji et al., "Demand Layering", RTSS 2022 (arXiv 2210.04024):
+R[i] = max(R[i-1], when its space is free) + r[i] and K[k] = max(K[k-1], R of what call k reads) + seconds[k],
+here carried on over the end of a pass, so that the loads of the next pass start while this one still computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.planning.plan import Load, Plan, Prediction
+from penstock.planning.problem import Problem
+
+_CONVERGED = 1e-9  # relative change of every event's distance to its own a pass before
+_PASSES = 48  # far above what real models need to settle; a bound covers the rest
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimeline:
+    """When what happened in one pass, in seconds since the first pass began; calls and loads by index.
+
+    Attributes:
+        call_begin, call_end: a call computes from begin to end.
+        call_stall: what it waited before, from the end of the call before it.
+        load_begin, load_end: in plan order; on the cold pass the residents' loads are in `Timeline.resident_end`.
+    """
+
+    call_begin: tuple[float, ...]
+    call_end: tuple[float, ...]
+    call_stall: tuple[float, ...]
+    load_begin: tuple[float, ...]
+    load_end: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Passes that follow one another at once; the first one is cold.
+
+    Attributes:
+        resident_end: when each resident weight was there, in the order of `Plan.resident`.
+    """
+
+    passes: tuple[PassTimeline, ...]
+    resident_end: tuple[float, ...]
+
+    @property
+    def pass_seconds(self) -> tuple[float, ...]:
+        """How long each pass took; the first is the cold one."""
+        ends = [timeline.call_end[-1] if timeline.call_end else 0.0 for timeline in self.passes]
+        return tuple(end - begin for begin, end in zip([0.0, *ends], ends, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A plan as flat numbers for the inner loop.
+
+    Attributes:
+        call_seconds: compute and row stalls of each call.
+        needed: how many loads, counted from the first, must have ended before each call; 0 for no new ones.
+        load_seconds: of each load.
+        release: for each load the event that frees its space, an index into `Clock.ends`.
+    """
+
+    call_seconds: Sequence[float]
+    needed: Sequence[int]
+    load_seconds: Sequence[float]
+    release: Sequence[int]
+
+
+class Clock:
+    """Where a run of passes stands.
+
+    `ends` holds, for n calls, their ends in the pass before (0 to n-1), their ends in this pass (n to 2n-1), and the
+    begin of time (2n), for loads that wait for nothing.
+    """
+
+    def __init__(self, call_count: int) -> None:
+        self.ends = [0.0] * (2 * call_count + 1)
+        self.load_ends: list[float] = []
+        self.compute = 0.0
+        self.server = 0.0
+
+    def advance(self, schedule: Schedule) -> None:
+        """Run one more pass."""
+        seconds, load_seconds, release = schedule.call_seconds, schedule.load_seconds, schedule.release
+        ends, compute, server = self.ends, self.compute, self.server
+        count = len(seconds)
+        ends[:count] = ends[count : 2 * count]
+        self.load_ends = load_ends = [0.0] * len(load_seconds)
+        position = 0
+        for call, stop in enumerate(schedule.needed):
+            if stop > position:
+                for load in range(position, stop):
+                    released = ends[release[load]]
+                    server = (released if released > server else server) + load_seconds[load]
+                    load_ends[load] = server
+                position = stop
+                if server > compute:
+                    compute = server
+            compute += seconds[call]
+            ends[count + call] = compute
+        self.compute, self.server = compute, server
+
+
+def load_seconds(problem: Problem, weight: int) -> float:
+    """How long the storage needs for one load of weight `weight`."""
+    storage = problem.storage
+    requests_seconds = problem.weights[weight].requests * storage.request_seconds
+    return requests_seconds + problem.extent_nbytes(weight) / storage.bytes_per_second
+
+
+def row_stalls(problem: Problem, rows: Sequence[int]) -> list[float]:
+    """What each call waits for the rows that it reads by itself, in seconds."""
+    by_rows = set(rows)
+    return [
+        math.fsum(problem.weights[weight].row_seconds for weight in call.reads if weight in by_rows)
+        for call in problem.calls
+    ]
+
+
+def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int]) -> Schedule:
+    """The flat numbers of a pass in which all residents are there."""
+    count = len(problem.calls)
+    needed = [0] * count
+    for index, load in enumerate(loads):
+        needed[load.first_call] = index + 1
+    return Schedule(
+        call_seconds=_call_seconds(problem, rows),
+        needed=needed,
+        load_seconds=[load_seconds(problem, load.weight) for load in loads],
+        release=[_release(load, count) for load in loads],
+    )
+
+
+def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
+    """Run `passes` passes of a plan, the first one cold. The plan must be one that `check` accepts for the problem."""
+    clock = Clock(len(problem.calls))
+    cold, resident_position, load_position = _cold_schedule(problem, plan)
+    warm = warm_schedule(problem, plan.loads, plan.rows)
+    stalls = row_stalls(problem, plan.rows)
+    timelines = []
+    resident_end: tuple[float, ...] = ()
+    for index in range(passes):
+        clock.advance(warm if index else cold)
+        load_ends = clock.load_ends
+        if index == 0:
+            resident_end = tuple(load_ends[position] for position in resident_position)
+            load_ends = [load_ends[position] for position in load_position]
+        timelines.append(_pass_timeline(problem, clock, stalls, load_ends, warm.load_seconds))
+    return Timeline(tuple(timelines), resident_end)
+
+
+def predict(problem: Problem, plan: Plan) -> Prediction:
+    """The steady state and the cold pass of a plan that `check` accepts."""
+    clock = Clock(len(problem.calls))
+    clock.advance(_cold_schedule(problem, plan)[0])
+    cold_seconds = clock.compute
+    schedule = warm_schedule(problem, plan.loads, plan.rows)
+    streamed_nbytes = sum(problem.extent_nbytes(load.weight) for load in plan.loads)
+    compute_seconds = problem.compute_seconds
+    bound = max(compute_seconds, streamed_nbytes / problem.storage.bytes_per_second)
+    warm_seconds = max(bound, steady_seconds(schedule, clock, _PASSES))
+    return Prediction(
+        warm_seconds=warm_seconds,
+        stall_seconds=warm_seconds - compute_seconds,
+        cold_seconds=cold_seconds,
+        streamed_nbytes=streamed_nbytes,
+        peak_nbytes=plan.arena_nbytes + plan.reserve.total_nbytes,
+        lower_bound_seconds=bound,
+        call_stall_seconds=_call_stalls(schedule, clock, row_stalls(problem, plan.rows)),
+    )
+
+
+def steady_seconds(schedule: Schedule, clock: Clock, passes: int) -> float:
+    """Seconds per pass in the long run, from at most `passes` more passes on `clock`.
+
+    Neither the storage nor the computing thread can take less than its own work, even where a full buffer still hides
+    that; what else binds settles within a few passes.
+    """
+    bound = max(math.fsum(schedule.load_seconds), math.fsum(schedule.call_seconds))
+    ends = [clock.compute]
+    previous: list[float] = []
+    for _ in range(passes):
+        clock.advance(schedule)
+        ends.append(clock.compute)
+        events = clock.ends[len(schedule.needed) : -1] + clock.load_ends
+        if previous and _is_steady(previous, events, ends[-1] - ends[-2]):
+            return max(bound, ends[-1] - ends[-2])
+        previous = events
+    recent = max(1, passes // 2)  # a mean, for pass times that take turns
+    return max(bound, (ends[-1] - ends[-1 - recent]) / recent)
+
+
+def _is_steady(previous: list[float], events: list[float], pass_seconds: float) -> bool:
+    """Whether every event was exactly one pass after its own a pass before: then so will be all that follow."""
+    tolerance = _CONVERGED * pass_seconds
+    return all(abs(now - before - pass_seconds) <= tolerance for before, now in zip(previous, events, strict=True))
+
+
+def _call_seconds(problem: Problem, rows: Sequence[int]) -> list[float]:
+    return [call.seconds + stall for call, stall in zip(problem.calls, row_stalls(problem, rows), strict=True)]
+
+
+def _release(load: Load, call_count: int) -> int:
+    if load.after_call < 0:
+        return 2 * call_count
+    return load.after_call + (call_count if load.after_pass == 0 else 0)
+
+
+def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], list[int]]:
+    """The first pass, and where in its load order each resident and each load is.
+
+    Residents are loaded once, among the loads, in order of first use: before the loads of the same call.
+    """
+    count = len(problem.calls)
+    first_use: dict[int, int] = {}
+    for index, call in enumerate(problem.calls):
+        for weight in call.reads:
+            first_use.setdefault(weight, index)
+    entries = [(first_use.get(slot.weight, count), 0, index) for index, slot in enumerate(plan.resident)]
+    entries += [(load.first_call, 1, index) for index, load in enumerate(plan.loads)]
+    entries.sort()
+    needed = [0] * count
+    positions: tuple[list[int], list[int]] = ([0] * len(plan.resident), [0] * len(plan.loads))
+    weights, release = [], []
+    for position, (first_call, kind, index) in enumerate(entries):
+        positions[kind][index] = position
+        weights.append(plan.loads[index].weight if kind else plan.resident[index].weight)
+        release.append(_release(plan.loads[index], count) if kind else 2 * count)
+        if first_call < count:
+            needed[first_call] = position + 1
+    durations = [load_seconds(problem, weight) for weight in weights]
+    return Schedule(_call_seconds(problem, plan.rows), needed, durations, release), positions[0], positions[1]
+
+
+def _pass_timeline(
+    problem: Problem, clock: Clock, stalls: Sequence[float], load_ends: Sequence[float], durations: Sequence[float]
+) -> PassTimeline:
+    count = len(problem.calls)
+    call_end = tuple(clock.ends[count : 2 * count])
+    call_begin = tuple(end - call.seconds for end, call in zip(call_end, problem.calls, strict=True))
+    previous_end = [clock.ends[count - 1] if count else 0.0, *call_end]
+    waits = (begin - end for begin, end in zip(call_begin, previous_end, strict=False))
+    return PassTimeline(
+        call_begin=call_begin,
+        call_end=call_end,
+        call_stall=tuple(max(wait, stall) for wait, stall in zip(waits, stalls, strict=True)),
+        load_begin=tuple(end - seconds for end, seconds in zip(load_ends, durations, strict=True)),
+        load_end=tuple(load_ends),
+    )
+
+
+def _call_stalls(schedule: Schedule, clock: Clock, stalls: Sequence[float]) -> tuple[float, ...]:
+    """What each call waited in the last pass on `clock`."""
+    count = len(schedule.call_seconds)
+    ends = clock.ends[count - 1 : 2 * count] if count else [0.0]
+    return tuple(
+        max(0.0, end - begin - seconds) + stall
+        for begin, end, seconds, stall in zip(ends, ends[1:], schedule.call_seconds, stalls, strict=False)
+    )
