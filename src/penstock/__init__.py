@@ -1,0 +1,38 @@
+"""Run PyTorch models inside a hard byte budget: weights stream from the checkpoint while layers compute."""
+
+from penstock.api import from_pretrained, inspect, plan, restore, stream
+from penstock.budget import Budget
+from penstock.errors import (
+    BudgetError,
+    BudgetInfeasibleError,
+    CheckpointError,
+    CheckpointMismatchError,
+    PenstockError,
+    PlanError,
+    StorageError,
+    StreamStateError,
+    UnsupportedModelError,
+)
+from penstock.planning import Plan
+from penstock.stream import Stream
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "BudgetInfeasibleError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "PenstockError",
+    "Plan",
+    "PlanError",
+    "StorageError",
+    "Stream",
+    "StreamStateError",
+    "UnsupportedModelError",
+    "from_pretrained",
+    "inspect",
+    "plan",
+    "restore",
+    "stream",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,247 @@
+"""The public calls: they check what they are given and wire the parts together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from penstock.budget import Budget
+from penstock.checkpoint import Checkpoint, WeightSource
+from penstock.errors import StreamStateError, UnsupportedModelError
+from penstock.hub import load_skeleton
+from penstock.matching import match
+from penstock.planning import Plan
+from penstock.runtime.binding import collect_weights
+from penstock.runtime.devices.base import Device
+from penstock.runtime.devices.cpu import CpuDevice
+from penstock.runtime.reading import read_weight
+from penstock.runtime.storage import FileStorage
+from penstock.spill import spill
+from penstock.stream import Stream
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+StrPath = str | os.PathLike[str]
+
+
+def stream(
+    module: ModuleT,
+    checkpoint: StrPath | None = None,
+    *,
+    budget: int | str | Budget,
+    device: str | torch.device | Device = "cpu",
+    example: Any = None,
+    strategy: str = "auto",
+    offload_folder: StrPath | None = None,
+) -> ModuleT:
+    """Run `module` within `budget`, its weights streamed from `checkpoint` while it computes.
+
+    The module is changed in place and returned; call it as before, under `torch.inference_mode()`. Streaming it again
+    replaces budget, device and strategy, and keeps the checkpoint unless another is given.
+
+    Args:
+        module: any module; its present weights are not read if `checkpoint` is given.
+        checkpoint: a safetensors file, a folder of Hub shards with its index, or None to write the module's present
+            weights to `offload_folder` first.
+        budget: bytes, or a size such as `"512MiB"`, for everything that the module needs.
+        device: where it computes: `"cpu"`.
+        example: arguments of a typical call (a tensor, a tuple, or a mapping of keywords): plans at once rather than
+            at the first call.
+        strategy: how to plan; `"auto"` or `"balanced"`.
+        offload_folder: where weights are written if `checkpoint` is None; a temporary folder if None.
+
+    Raises:
+        BudgetError, BudgetInfeasibleError: the budget is no size, or too small.
+        CheckpointError, CheckpointMismatchError: the checkpoint is damaged or not this module's.
+        UnsupportedModelError: the module cannot be streamed.
+        StorageError: weights could not be written.
+    """
+    cap, target = Budget(budget), _device(device)
+    _check_module(module)
+    earlier = _stream_of(module)
+    if earlier is not None:
+        if checkpoint is None:
+            sources = {weight.name: weight.source for weight in earlier.weights}
+            opened, folder = earlier.checkpoint, earlier.owned_folder
+        else:
+            opened, folder = Checkpoint.open(checkpoint), None
+            sources = match(module, opened)
+        earlier.close(remove_files=checkpoint is not None)
+    elif checkpoint is None:
+        opened, folder = spill(module, offload_folder)
+        sources = match(module, opened)
+    else:
+        opened, folder = Checkpoint.open(checkpoint), None
+        sources = match(module, opened)
+    _start(module, opened, sources, cap, target, strategy, example, folder)
+    return module
+
+
+def from_pretrained(
+    cls: type[ModuleT],
+    path: StrPath,
+    *,
+    budget: int | str | Budget,
+    device: str | torch.device | Device = "cpu",
+    example: Any = None,
+    strategy: str = "auto",
+    **same: Any,
+) -> ModuleT:
+    """`cls.from_pretrained(path, **same)`, streamed: never more than the budget in memory, also while loading.
+
+    Args:
+        cls: a transformers or diffusers class, Auto classes included.
+        path: a local folder.
+        budget, device, example, strategy: as for `stream`.
+        same: what `cls.from_pretrained` takes.
+
+    Raises:
+        UnsupportedModelError: the weights cannot be read in place; `penstock pack` can convert them.
+        BudgetError, BudgetInfeasibleError, CheckpointError, CheckpointMismatchError: as for `stream`.
+    """
+    cap, target = Budget(budget), _device(device)
+    skeleton = load_skeleton(cls, path, **same)
+    module: ModuleT = skeleton.module  # type: ignore[assignment]
+    _check_module(module)
+    _start(module, skeleton.checkpoint, skeleton.sources, cap, target, strategy, example, None)
+    return module
+
+
+def restore(module: ModuleT) -> ModuleT:
+    """Make a streamed module a plain resident one again: all weights in memory, nothing of Penstock left on it.
+
+    Raises:
+        StreamStateError: it is not streamed.
+        CheckpointError, StorageError: its weights cannot be read; it is still streamed then.
+    """
+    handle = inspect(module)
+    storage = FileStorage(handle.checkpoint.files)
+    try:
+        loaded = [read_weight(storage, weight.source) for weight in handle.weights]
+    finally:
+        storage.close()
+    handle.close()
+    for weight, data in zip(handle.weights, loaded, strict=True):
+        weight.bind(data)
+    return module
+
+
+def inspect(module: nn.Module) -> Stream:
+    """The handle of a streamed module.
+
+    Raises:
+        StreamStateError: it is not streamed.
+    """
+    found = _stream_of(module)
+    if found is None:
+        raise StreamStateError(f"this {type(module).__name__} is not streamed: call penstock.stream on it first")
+    return found
+
+
+def plan(
+    module: nn.Module,
+    checkpoint: StrPath | None = None,
+    *,
+    budget: int | str | Budget,
+    example: Any,
+    device: str | torch.device | Device = "cpu",
+    strategy: str = "auto",
+) -> Plan:
+    """The plan that `stream` would follow, without running anything. The module is as before afterwards.
+
+    Args:
+        checkpoint: as for `stream`; None plans for the checkpoint of a streamed module.
+        example: arguments of the call to plan for.
+
+    Raises:
+        BudgetInfeasibleError: no plan fits; `.needed_nbytes` would.
+    """
+    raise NotImplementedError
+
+
+def _start(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    sources: Mapping[str, WeightSource],
+    budget: Budget,
+    device: Device,
+    strategy: str,
+    example: Any,
+    folder: Path | None,
+) -> Stream:
+    weights = collect_weights(module, dict(sources), device.torch_device)
+    if not weights:
+        raise UnsupportedModelError(f"{type(module).__name__} has no weights to stream")
+    _load_buffers(module, checkpoint, sources)
+    streamed = {id(weight.parameter) for weight in weights}
+    fixed = [p for p in module.parameters() if id(p) not in streamed] + list(module.buffers())
+    handle = Stream(
+        module,
+        checkpoint,
+        weights,
+        budget=budget,
+        device=device,
+        strategy=strategy,
+        fixed_nbytes=sum(tensor.numel() * tensor.element_size() for tensor in fixed),
+        owned_folder=folder,
+    )
+    handle.attach()
+    try:
+        if example is not None:
+            handle.prepare(*_arguments(example))
+        else:
+            handle.prepare_from_store()
+    except BaseException:
+        restore(module) if folder is not None else handle.close()
+        raise
+    return handle
+
+
+def _load_buffers(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, WeightSource]) -> None:
+    """Persistent buffers are small and may be written to: they stay in memory."""
+    storage = FileStorage(checkpoint.files)
+    try:
+        for name, buffer in list(module.named_buffers()):
+            source = sources.get(name)
+            if source is not None:
+                data = read_weight(storage, source)
+                owner, _, attribute = name.rpartition(".")
+                if buffer.is_meta:
+                    module.get_submodule(owner)._buffers[attribute] = data
+                else:
+                    buffer.copy_(data)
+    finally:
+        storage.close()
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _device(device: str | torch.device | Device) -> Device:
+    if isinstance(device, Device):
+        return device
+    if torch.device(device).type != "cpu":
+        raise UnsupportedModelError(f"device {str(device)!r} is not supported: penstock streams to 'cpu'")
+    return CpuDevice()
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(f"penstock streams a torch.nn.Module, not a {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError("TorchScript modules cannot be streamed: stream the module that was scripted")
+    for parent in module.modules():
+        if parent is not module and _stream_of(parent) is not None:
+            raise StreamStateError("a part of this module is streamed already: call penstock.restore on it first")
+
+
+def _stream_of(module: nn.Module) -> Stream | None:
+    found = module.__dict__.get("_penstock_stream")
+    return found if isinstance(found, Stream) else None

@@ -1,0 +1,81 @@
+"""From a trace to a planning problem: plain numbers about weights, calls, storage and what else needs memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from penstock.machine import StorageProfile
+from penstock.planning import Call, Problem, Reserve, Storage, Weight
+from penstock.runtime.binding import BoundWeight
+from penstock.runtime.devices.cpu import READ_NBYTES, THREADS
+from penstock.runtime.requests import bounce_nbytes, coalesced, read_requests
+from penstock.runtime.rows import READERS, SPAN_NBYTES
+from penstock.runtime.storage import BLOCK_NBYTES
+from penstock.trace import Trace
+
+BOOKKEEPING_NBYTES = 1 << 20
+CALL_NBYTES = 4 << 10
+"""Python objects of hooks and plans, threads' stacks: measured at about this much a layer call."""
+
+TINY_NBYTES = 32 << 10
+
+
+def make_problem(
+    trace: Trace,
+    weights: Sequence[BoundWeight],
+    profile: StorageProfile,
+    *,
+    budget_nbytes: int,
+    activations_nbytes: int,
+    fixed_nbytes: int,
+) -> Problem:
+    """The problem that running `trace` within the budget poses.
+
+    Args:
+        activations_nbytes: what to keep free for a pass's own tensors.
+        fixed_nbytes: buffers and parameters that are in memory anyway.
+    """
+    read = {index for call in trace.calls for index in call.reads}
+    specs = tuple(
+        _weight(weight, index not in read and index in trace.row_counts, trace.row_counts.get(index, 0), profile)
+        for index, weight in enumerate(weights)
+    )
+    rows = {index for index, spec in enumerate(specs) if spec.rows_only}
+    calls = tuple(
+        Call(call.module, call.seconds, tuple(sorted({*call.reads, *(rows & set(call.row_reads))})), call.last)
+        for call in trace.calls
+    )
+    has_rows = any(call.row_reads for call in trace.calls)
+    reserve = Reserve(
+        activations_nbytes,
+        _io_nbytes(weights, has_rows),
+        BOOKKEEPING_NBYTES + CALL_NBYTES * len(calls) + fixed_nbytes,
+    )
+    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES)
+    key = repr((specs, calls, storage, budget_nbytes, reserve))
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
+
+
+def looks_up_rows(weight: BoundWeight) -> bool:
+    """Whether rows of this weight can be read alone: a large table in one piece."""
+    source = weight.source
+    return len(source.pieces) == 1 and len(source.shape) == 2 and source.nbytes > TINY_NBYTES
+
+
+def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:
+    source = weight.source
+    pieces = coalesced(source.pieces)
+    lead = pieces[0].file_offset % BLOCK_NBYTES if pieces else 0
+    requests = read_requests(source, lead, block_nbytes=BLOCK_NBYTES, read_nbytes=READ_NBYTES)
+    rows_only = rows_only and looks_up_rows(weight)
+    row_seconds = row_count * profile.request_seconds / 2 if rows_only else 0.0
+    return Weight(weight.name, max(source.nbytes, 1), lead, max(len(requests), 1), rows_only, row_seconds)
+
+
+def _io_nbytes(weights: Sequence[BoundWeight], has_rows: bool) -> int:
+    bounce = max(
+        (bounce_nbytes(w.source, block_nbytes=BLOCK_NBYTES, read_nbytes=READ_NBYTES) for w in weights), default=0
+    )
+    return bounce * THREADS + (READERS * SPAN_NBYTES if has_rows else 0)

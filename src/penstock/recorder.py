@@ -1,0 +1,295 @@
+"""Records one pass of a module: its layer calls, what their operations really read, what they allocate.
+
+Reads are seen at torch's dispatcher, below every Python shortcut: `nn.MultiheadAttention` reads
+`out_proj.weight` without calling it, functional code reads weights that no layer is called for, tied weights
+are read under two names. A read belongs to the innermost module that is running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from penstock.runtime.binding import BoundWeight
+from penstock.trace import Trace, TracedCall
+
+_FLOPS_PER_SECOND = 1e11  # only their ratio matters, until a real pass has measured
+_BYTES_PER_SECOND = 1e10
+
+_aten = torch.ops.aten
+_ROW_READS = {_aten.embedding.default}
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
+    _aten.mv.default,
+    _aten.addmv.default,
+    _aten.linear.default,
+    _aten.matmul.default,
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Frame:
+    """One running call of a module."""
+
+    module: str
+    began: float
+    order: int
+    last: int
+    stalled: float
+    work_seconds: float = 0.0
+    reads: set[int] = field(default_factory=set)
+    row_reads: set[int] = field(default_factory=set)
+
+
+class Recorder(TorchDispatchMode):
+    """Active during the recorded pass.
+
+    Args:
+            stalled: seconds that the pass has waited for storage so far; they are no compute.
+        limit_nbytes: called with the live bytes whenever they reach a new height; may raise.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[BoundWeight],
+        *,
+        stand_ins: dict[int, int] | None = None,
+        stalled: Callable[[], float] = lambda: 0.0,
+        on_peak: Callable[[int], None] | None = None,
+        counts_work: bool = False,
+    ) -> None:
+        super().__init__()
+        self._weights = weights
+        self._index = {id(weight.parameter): i for i, weight in enumerate(weights)}
+        self._stand_ins = stand_ins or {}
+        self._stalled, self._on_peak, self._counts_work = stalled, on_peak, counts_work
+        self._stack: list[_Frame] = []
+        self._frames: list[_Frame] = []
+        self._live: dict[int, int] = {}
+        self._live_nbytes = self.peak_nbytes = 0
+        self._single_row: set[int] = set()
+        self._row_counts: dict[int, int] = {}
+        self._ended = 0.0
+
+    # -- frames --
+
+    def begin(self, module: str) -> None:
+        """A module's forward begins."""
+        frame = _Frame(module, perf_counter(), len(self._frames), len(self._frames), self._stalled())
+        self._frames.append(frame)
+        self._stack.append(frame)
+
+    def end(self) -> None:
+        """The innermost module's forward ends."""
+        frame = self._stack.pop()
+        frame.last = len(self._frames) - 1
+        self._ended = perf_counter()
+
+    # -- operations --
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._stack and not getattr(func, "is_view", False):
+            self._note_reads(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._note_allocations(result)
+        if self._counts_work and self._stack:
+            self._stack[-1].work_seconds += _work_seconds(func, args, kwargs, result)
+        return result
+
+    def _note_reads(self, func: Any, args: Any, kwargs: Any) -> None:
+        frame = self._stack[-1]
+        if func in _ROW_READS:
+            table = self._weight_of(args[0])
+            if table is not None:
+                frame.row_reads.add(table)
+                self._row_counts[table] = self._row_counts.get(table, 0) + args[1].numel()
+                return
+        found: list[int] = []
+        rows = None
+        for value in (*args, *kwargs.values()):
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, torch.Tensor):
+                    weight = self._weight_of(tensor)
+                    if weight is not None:
+                        found.append(weight)
+                    elif func in _PRODUCTS and tensor.dim() >= 1:
+                        size = tensor.shape[-2] if tensor.dim() > 1 else 1
+                        rows = size if rows is None else min(rows, size)
+        frame.reads.update(found)
+        if rows == 1:
+            self._single_row.update(found)
+
+    def _weight_of(self, tensor: torch.Tensor) -> int | None:
+        found = self._index.get(id(tensor))
+        if found is None and (self._stand_ins or tensor._is_view()):
+            found = self._stand_ins.get(tensor.untyped_storage()._cdata)
+        return found
+
+    def watch(self, weight: int, data: torch.Tensor) -> None:
+        """Know views of `data` as views of this weight."""
+        self._stand_ins[data.untyped_storage()._cdata] = weight
+
+    def _note_allocations(self, result: Any) -> None:
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if not isinstance(tensor, torch.Tensor) or tensor.is_sparse:
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._live or key in self._stand_ins:
+                continue
+            nbytes = storage.nbytes()
+            self._live[key] = nbytes
+            self._live_nbytes += nbytes
+            weakref.finalize(storage, self._freed, key)
+            if self._live_nbytes > self.peak_nbytes:
+                self.peak_nbytes = self._live_nbytes
+                if self._on_peak is not None:
+                    self._on_peak(self._live_nbytes)
+
+    def _freed(self, key: int) -> None:
+        self._live_nbytes -= self._live.pop(key, 0)
+
+    # -- result --
+
+    def trace(self, *, is_timed: bool) -> Trace:
+        """What was recorded."""
+        layers = [frame for frame in self._frames if frame.reads or frame.row_reads]
+        position = [0] * len(self._frames)  # of the last layer begun at or before each frame
+        count = -1
+        for frame in self._frames:
+            count += bool(frame.reads or frame.row_reads)
+            position[frame.order] = count
+        work = self._work_by_layer(layers)
+        calls = []
+        for index, frame in enumerate(layers):
+            following = layers[index + 1] if index + 1 < len(layers) else None
+            until = following.began if following else self._ended
+            stall = (following.stalled if following else self._stalled()) - frame.stalled
+            calls.append(
+                TracedCall(
+                    frame.module,
+                    tuple(sorted(frame.reads)),
+                    tuple(sorted(frame.row_reads - frame.reads)),
+                    work[index] if self._counts_work else max(until - frame.began - stall, 0.0),
+                    position[frame.last],
+                )
+            )
+        return Trace(
+            tuple(weight.name for weight in self._weights),
+            tuple(calls),
+            self.peak_nbytes,
+            frozenset(self._single_row),
+            dict(self._row_counts),
+            is_timed,
+        )
+
+    def _work_by_layer(self, layers: Sequence[_Frame]) -> list[float]:
+        """Estimated seconds of each layer, the work of frames without reads given to the layer begun before them."""
+        work, layer = [0.0] * len(layers), 0
+        for frame in self._frames:
+            while layer + 1 < len(layers) and layers[layer + 1].order <= frame.order:
+                layer += 1
+            if layers:
+                work[layer] += frame.work_seconds
+        return work
+
+
+def _work_seconds(func: Any, args: Any, kwargs: Any, result: Any) -> float:
+    """A rough time for one operation: arithmetic where it is known, plus the memory that it writes."""
+    count = flop_registry.get(func.overloadpacket)
+    flops = count(*args, **kwargs, out_val=result) if count is not None else 0
+    written = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (result if isinstance(result, list | tuple) else (result,))
+        if isinstance(tensor, torch.Tensor)
+    )
+    return float(flops) / _FLOPS_PER_SECOND + written / _BYTES_PER_SECOND
+
+
+class Clock:
+    """Times the layer calls of a pass whose reads are known already; far lighter than recording it."""
+
+    def __init__(self, modules: frozenset[str], stalled: Callable[[], float]) -> None:
+        self.modules, self._stalled = modules, stalled
+        self._begun: list[tuple[str, float, float]] = []
+        self._ended = (0.0, 0.0)
+
+    def begin(self, module: str) -> None:
+        """A module's forward begins."""
+        self._begun.append((module, perf_counter(), self._stalled()))
+
+    def end(self) -> None:
+        """The innermost module's forward ends."""
+        self._ended = (perf_counter(), self._stalled())
+
+    def timed(self, trace: Trace) -> Trace | None:
+        """`trace` with measured times; None if the pass did not make exactly its calls."""
+        if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
+            return None
+        ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended]
+        seconds = [
+            max(end - began - (stall_end - stalled), 0.0)
+            for (_, began, stalled), (end, stall_end) in zip(self._begun, ends, strict=True)
+        ]
+        calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
+        return replace(trace, calls=calls, is_timed=True)
+
+
+class Listener(Protocol):
+    """Who is told of module calls."""
+
+    def begin(self, module: str) -> None:
+        """A module's forward begins."""
+
+    def end(self) -> None:
+        """The innermost module's forward ends."""
+
+
+@contextlib.contextmanager
+def listening(listener: Listener, root: nn.Module, only: frozenset[str] | None = None) -> Iterator[None]:
+    """Tell `listener` of every call of a module below `root`, of those named in `only` if given.
+
+    Calls of the root itself are the caller's to tell.
+    """
+    wrapped: list[tuple[nn.Module, Any]] = []
+    try:
+        for name, module in root.named_modules():
+            if module is root or (only is not None and name not in only):
+                continue
+            wrapped.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = heard(listener, name, module.forward)
+        yield
+    finally:
+        for module, before in reversed(wrapped):
+            if before is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = before
+
+
+def heard(listener: Listener, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, its begin and end told to `listener`."""
+
+    @functools.wraps(forward)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        listener.begin(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            listener.end()
+
+    return told

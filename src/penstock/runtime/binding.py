@@ -1,0 +1,150 @@
+"""Parameters and the memory they point into.
+
+A parameter keeps its identity and class; only its data moves (SwapNet: assembly by reference). While its
+bytes are in memory it is a tensor over them. Otherwise it is a tensor of the right shape and dtype without
+any memory, which raises when a kernel touches it: torch builds fake tensors the same way, metadata without
+data behind the CPU's dispatch keys.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from penstock.checkpoint import Checkpoint, WeightSource
+from penstock.errors import CheckpointError
+
+
+def unreadable(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of `shape` without memory that can stand in for one on `device`."""
+    hollow = torch.empty(shape, dtype=dtype, device="meta")
+    hollow.untyped_storage().resize_(0)  # so that gathers and slices raise too
+    return torch.Tensor._make_subclass(torch.Tensor, hollow, False, device_for_backend_keys=device)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that torch calls `name`."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"dtype {name!r} is not known to torch {torch.__version__}: upgrade torch")
+    return dtype
+
+
+@dataclass(eq=False)
+class BoundWeight:
+    """One weight of a streamed module: a parameter, everywhere it is used, and where its bytes are.
+
+    Attributes:
+        name: its first name in the module's state dict.
+        parameter: the one object that every owner holds.
+        owners: the modules that hold it and under which attribute.
+        source: its bytes in the checkpoint.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    owners: tuple[tuple[nn.Module, str], ...]
+    source: WeightSource
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    hollow: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hollow = unreadable(self.source.shape, torch_dtype(self.source.dtype), self.device)
+
+    def bind(self, data: torch.Tensor) -> None:
+        """Let the parameter point at `data`."""
+        self.parameter.data = data
+
+    def unbind(self) -> None:
+        """Make the parameter unreadable."""
+        self.parameter.data = self.hollow
+
+
+def collect_weights(
+    module: nn.Module, sources: dict[str, WeightSource], device: torch.device
+) -> list[BoundWeight]:
+    """The parameters of `module` that `sources` names, each once, in registration order."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    source_of: dict[int, WeightSource] = {}
+    for prefix, owner in module.named_modules():
+        for attribute, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            owners.setdefault(id(parameter), []).append((owner, attribute))
+            found.setdefault(id(parameter), (name, parameter))
+            if name in sources:
+                source_of.setdefault(id(parameter), sources[name])
+    return [
+        BoundWeight(name, parameter, tuple(owners[key]), source_of[key], device)
+        for key, (name, parameter) in found.items()
+        if key in source_of
+    ]
+
+
+class GuardedParameters(dict[str, nn.Parameter | None]):
+    """A module's parameter dictionary that reports the reading of an absent weight before it is handed out.
+
+    Attribute access goes through here; iteration (`parameters()`, `state_dict()`) does not. DeepSpeed's ZeRO
+    stage 3 catches weights that are read without calling their owner in the same place.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter | None], absent: Callable[[nn.Parameter], None]) -> None:
+        super().__init__(parameters)
+        self._absent = absent
+
+    def __getitem__(self, name: str) -> nn.Parameter | None:
+        parameter = super().__getitem__(name)
+        if parameter is not None and parameter.is_meta:
+            self._absent(parameter)
+        return parameter
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+
+class FileViews:
+    """Weights as private mappings of the checkpoint: the way out where the plan has no place for one.
+
+    Nothing is read until a kernel touches it, and then through the page cache: slower, never wrong.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def view(self, source: WeightSource) -> torch.Tensor:
+        """`source` as a tensor: mapped where it lies in one aligned piece, else copied from its pieces."""
+        dtype = torch_dtype(source.dtype)
+        if source.nbytes == 0:
+            return torch.empty(source.shape, dtype=dtype)
+        if len(source.pieces) == 1 and source.pieces[0].file_offset % 16 == 0:
+            return self._mapped(source.pieces[0].file, source.pieces[0].file_offset, source.nbytes, dtype).view(
+                source.shape
+            )
+        copy = torch.empty(source.shape, dtype=dtype)
+        flat = copy.view(-1).view(torch.uint8)
+        for piece in source.pieces:
+            mapped = self._mapped(piece.file, piece.file_offset, piece.nbytes, torch.uint8)
+            flat[piece.weight_offset : piece.weight_offset + piece.nbytes] = mapped
+        return copy
+
+    def _mapped(self, file: int, offset: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
+        identity = self._checkpoint.files[file]
+        identity.check()
+        start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with identity.path.open("rb") as handle:
+            mapping = mmap.mmap(
+                handle.fileno(), offset - start + nbytes, access=mmap.ACCESS_COPY, offset=start
+            )
+        return torch.frombuffer(mapping, dtype=dtype, count=nbytes // dtype.itemsize, offset=offset - start)
+
+
+def named_owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, with its path; the root's is the empty string."""
+    yield from module.named_modules()

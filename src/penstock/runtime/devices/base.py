@@ -1,0 +1,78 @@
+"""What the runtime asks of a device: fixed memory, and a queue that fills it from storage.
+
+The CPU reads straight into its arena. A device with memory of its own reads into host staging and copies
+from there; its queue reports a transfer done when the copy's completion event has fired. The runtime sees
+no difference.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from penstock.checkpoint import WeightSource
+from penstock.runtime.storage import Storage
+
+Completion = Callable[[int, BaseException | None], None]
+
+
+class Arena(ABC):
+    """One allocation of fixed size; every chunk has its address in it."""
+
+    nbytes: int
+
+    @abstractmethod
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor over the bytes from `offset`: no copy, with a storage of exactly its own bytes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back once no tensor points into it. Safe to call twice."""
+
+
+class TransferQueue(ABC):
+    """Transfers from storage into one arena, several in flight, begun in the order submitted."""
+
+    @abstractmethod
+    def submit(self, ticket: int, source: WeightSource, offset: int, *, realign: bool = False) -> None:
+        """Begin to bring `source` to `offset`; the completion callback gets `ticket` exactly once.
+
+        Args:
+            ticket: the caller's name for this transfer.
+            source: the weight's bytes.
+            offset: arena offset of its first byte, congruent to its first file offset modulo the block.
+            realign: move the bytes down to the next multiple of `ALIGNMENT_NBYTES` when they have arrived.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for what is in flight, end every thread, close the storage. Safe to call twice."""
+
+
+class Device(ABC):
+    """A place where layers compute."""
+
+    torch_device: torch.device
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> Arena:
+        """Fixed memory of `nbytes`."""
+
+    @abstractmethod
+    def open_queue(self, arena: Arena, storage: Storage, done: Completion, **tuning: Any) -> TransferQueue:
+        """A queue into `arena` that owns `storage` and calls `done(ticket, error or None)` from any thread."""
+
+    def freed(self, arena: Arena, offset: int, nbytes: int) -> None:  # noqa: B027  (a hook, not a duty)
+        """Told when the bytes at `offset` hold nothing any more. Tests poison them."""
+
+
+ALIGNMENT_NBYTES = 16
+"""Matrix-vector kernels give other last bits for addresses that are no multiple of this (measured on MKL)."""
+
+
+def settled_offset(offset: int, *, realign: bool) -> int:
+    """Where a transfer to `offset` ends up."""
+    return offset - offset % ALIGNMENT_NBYTES if realign else offset

@@ -1,0 +1,160 @@
+"""The CPU: storage is read straight to the weight's final address by a few threads.
+
+Python threads suffice: the interpreter lock is released inside `preadv` and inside every torch kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections import deque
+from typing import Any
+
+import torch
+
+from penstock.checkpoint import WeightSource
+from penstock.errors import StorageError
+from penstock.runtime.devices.base import Arena, Completion, Device, TransferQueue, settled_offset
+from penstock.runtime.requests import ReadRequest, read_requests
+from penstock.runtime.storage import Storage
+
+READ_NBYTES = 4 << 20
+THREADS = 2
+
+
+class CpuArena(Arena):
+    """Anonymous memory outside the allocator, in huge pages where the system grants them."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)  # fewer pages to pin for each direct read
+        self.view = memoryview(self._memory)
+        self.address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        count = 1
+        for size in shape:
+            count *= size
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+
+    def move(self, offset: int, to: int, nbytes: int) -> None:
+        """Move bytes within the arena; the interpreter lock is free meanwhile."""
+        ctypes.memmove(self.address + to, self.address + offset, nbytes)
+
+    def close(self) -> None:
+        # The mapping ends with its last tensor: unmapping under a live tensor would be a use after free.
+        self.view = memoryview(b"")
+
+
+class _Transfer:
+    __slots__ = ("error", "nbytes", "offset", "realign", "remaining", "ticket")
+
+    def __init__(self, ticket: int, offset: int, nbytes: int, remaining: int, realign: bool) -> None:
+        self.ticket, self.offset, self.nbytes = ticket, offset, nbytes
+        self.remaining, self.realign = remaining, realign
+        self.error: BaseException | None = None
+
+
+class CpuQueue(TransferQueue):
+    """Reader threads over one storage and one arena."""
+
+    def __init__(self, arena: CpuArena, storage: Storage, done: Completion, *, threads: int, read_nbytes: int) -> None:
+        self._arena, self._storage, self._done = arena, storage, done
+        self._read_nbytes = read_nbytes
+        self._reads: deque[tuple[_Transfer, ReadRequest]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, ticket: int, source: WeightSource, offset: int, *, realign: bool = False) -> None:
+        requests = read_requests(source, offset, block_nbytes=self._storage.block_nbytes, read_nbytes=self._read_nbytes)
+        transfer = _Transfer(ticket, offset, source.nbytes, len(requests), realign)
+        if not requests:
+            self._done(ticket, None)
+            return
+        with self._changed:
+            if self._closing:
+                raise StorageError("the transfer queue is closed")
+            self._reads.extend((transfer, request) for request in requests)
+            self._changed.notify(len(requests))
+
+    def _serve(self) -> None:
+        bounce: mmap.mmap | None = None
+        while True:
+            with self._changed:
+                while not self._reads and not self._closing:
+                    self._changed.wait()
+                if not self._reads:
+                    return
+                transfer, request = self._reads.popleft()
+            error: BaseException | None = None
+            try:
+                if transfer.error is None:
+                    if request.skip_nbytes is not None and (bounce is None or len(bounce) < request.nbytes):
+                        bounce = mmap.mmap(-1, request.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    self._read(request, bounce)
+            except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
+                error = caught
+            self._finish(transfer, error)
+
+    def _read(self, request: ReadRequest, bounce: mmap.mmap | None) -> None:
+        if request.skip_nbytes is None:
+            target = self._arena.view[request.arena_offset : request.arena_offset + request.nbytes]
+            self._storage.read(request.file, request.file_offset, target, request.needed_nbytes)
+            return
+        if bounce is None:
+            raise StorageError("a bounced read without a bounce buffer")
+        with memoryview(bounce) as whole, whole[: request.nbytes] as block:
+            self._storage.read(request.file, request.file_offset, block, request.needed_nbytes)
+            kept = block[request.skip_nbytes : request.needed_nbytes]
+            self._arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
+            kept.release()
+
+    def _finish(self, transfer: _Transfer, error: BaseException | None) -> None:
+        with self._changed:
+            transfer.error = transfer.error or error
+            transfer.remaining -= 1
+            if transfer.remaining:
+                return
+        settled = settled_offset(transfer.offset, realign=transfer.realign)
+        if transfer.error is None and settled != transfer.offset:
+            self._arena.move(transfer.offset, settled, transfer.nbytes)
+        self._done(transfer.ticket, transfer.error)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._storage.close()
+
+
+class CpuDevice(Device):
+    """The processor and its memory."""
+
+    torch_device = torch.device("cpu")
+
+    def allocate(self, nbytes: int) -> CpuArena:
+        return CpuArena(nbytes)
+
+    def open_queue(self, arena: Arena, storage: Storage, done: Completion, **tuning: Any) -> CpuQueue:
+        if not isinstance(arena, CpuArena):
+            raise TypeError(f"the CPU queue fills a CpuArena, not a {type(arena).__name__}")
+        return CpuQueue(
+            arena,
+            storage,
+            done,
+            threads=tuning.get("threads", THREADS),
+            read_nbytes=tuning.get("read_nbytes", READ_NBYTES),
+        )

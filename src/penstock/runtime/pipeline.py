@@ -1,0 +1,242 @@
+"""Loads in plan order, paced by finished layers.
+
+The pipeline keeps each load in one of three states. It submits loads strictly in order, each as soon as
+every load whose extent overlaps its own has been released; so a layer can never compute with bytes that are
+not its own, whatever order completions arrive in. After the last load of a pass it goes on with the first:
+weights never change, so bytes that arrived early for the next pass are the right bytes.
+
+Order and addresses come from the plan. A caller that departs from it seeks, or demands single loads; the
+pipeline then gives up whatever is in the way and unused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from penstock.checkpoint import WeightSource
+from penstock.errors import PenstockError, StorageError, StreamStateError
+from penstock.runtime.devices.base import Arena, Device, TransferQueue
+from penstock.runtime.storage import Storage
+
+ABSENT, LOADING, READY = 0, 1, 2
+
+IN_FLIGHT_NBYTES = 8 << 20
+"""Enough submitted ahead to keep every reader busy; more would only lengthen the wait of a demanded load."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLoad:
+    """One load as the pipeline executes it: bytes, address, and the extent of whole blocks that it fills."""
+
+    source: WeightSource
+    offset: int
+    extent_begin: int
+    extent_end: int
+    realign: bool
+    resident: bool = False  # loaded once, never given up
+
+
+@dataclass(slots=True)
+class PipelineStats:
+    """Counters since the pipeline was opened."""
+
+    bytes_read: int = 0
+    stall_seconds: float = 0.0
+    demand_loads: int = 0
+
+
+class Pipeline:
+    """Executes loads into one arena. Every public method may be called by any thread but `wait` by one at a time."""
+
+    def __init__(
+        self,
+        device: Device,
+        arena: Arena,
+        storage: Storage,
+        loads: Sequence[PlannedLoad],
+    ) -> None:
+        self._device, self._arena, self._loads = device, arena, tuple(loads)
+        self.states = [ABSENT] * len(self._loads)
+        self.held = [0] * len(self._loads)  # layers that compute with it now
+        self.stats = PipelineStats()
+        self._doomed: set[int] = set()  # in flight, but wanted no more
+        self._errors: dict[int, BaseException] = {}
+        self._conflicts = _conflicts(self._loads)
+        self._order: tuple[int, ...] = ()
+        self._next = 0
+        self._then: tuple[int, ...] = ()
+        self._in_flight = 0
+        self._in_flight_nbytes = 0
+        self._blocked = False  # the next load's place is taken: a release may free it
+        self._closed = False
+        self._changed = threading.Condition()
+        self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived)
+
+    def start(self, first: Sequence[int], then: Sequence[int]) -> None:
+        """Load in the order `first` once, then in the order `then` again and again. What nobody holds is given up."""
+        with self._changed:
+            self._check_open()
+            self._discard_unheld(range(len(self._loads)))
+            self._order = tuple(load for load in first if self.states[load] == ABSENT or load in self._doomed)
+            self._then, self._next = tuple(then), 0
+            self._pump()
+
+    def seek(self, call_order: Sequence[int], keep: Callable[[int], bool]) -> None:
+        """Go on with `call_order`, and after it with the order that repeats.
+
+        Loads that are unused and not to `keep` are given up; those of `call_order` that are kept are not loaded again.
+        """
+        with self._changed:
+            self._check_open()
+            self._discard_unheld([load for load in range(len(self._loads)) if not keep(load)])
+            self._order = tuple(load for load in call_order if self.states[load] == ABSENT or load in self._doomed)
+            self._next = 0
+            self._pump()
+
+    def hold(self, load: int) -> None:
+        """Wait until `load` is there and keep it until `release`.
+
+        Raises:
+            StorageError, CheckpointError: it could not be read. A later call tries again.
+        """
+        if self.states[load] != READY:
+            self._wait(load)
+        self.held[load] += 1
+
+    def release(self, load: int, *, keep: bool = False) -> None:
+        """One holder fewer; the last one frees the space unless `keep`."""
+        self.held[load] -= 1
+        if self.held[load] or keep:
+            return
+        with self._changed:
+            self._discard(load)
+            if self._blocked:
+                self._pump()
+
+    def drain(self) -> None:
+        """Stop submitting and wait until nothing is in flight."""
+        with self._changed:
+            self._order = self._then = ()
+            self._changed.wait_for(lambda: not self._in_flight)
+
+    def close(self) -> None:
+        """End every transfer and thread. Safe to call twice, and from a finalizer."""
+        with self._changed:
+            self._closed = True
+            self._order = self._then = ()
+            self._changed.notify_all()
+        self._queue.close()
+
+    # -- below: called with the lock held --
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamStateError("this stream is closed")
+
+    def _discard_unheld(self, loads: Sequence[int]) -> None:
+        for load in loads:
+            if not self.held[load]:
+                self._discard(load)
+
+    def _wait(self, load: int) -> None:
+        began = perf_counter()
+        with self._changed:
+            while self.states[load] != READY:
+                self._check_open()
+                if load in self._errors:
+                    raise _reraisable(self._errors.pop(load))
+                self._doomed.discard(load)
+                if self.states[load] == ABSENT and not self._in_flight and not self._pump():
+                    self._demand(load)
+                    continue
+                self._changed.wait()
+        self.stats.stall_seconds += perf_counter() - began
+
+    def _pump(self) -> bool:
+        """Submit what may start; whether anything is in flight afterwards."""
+        self._blocked = False
+        while self._in_flight_nbytes < IN_FLIGHT_NBYTES:
+            if self._next == len(self._order):
+                self._order, self._next = self._then, 0
+                if not self._order:
+                    break
+            load = self._order[self._next]
+            if load in self._errors or self.states[load] != ABSENT or self._is_obstructed(load):
+                self._blocked = True
+                break
+            self._next += 1
+            self._submit(load)
+        return self._in_flight > 0
+
+    def _is_obstructed(self, load: int) -> bool:
+        return any(self.states[other] != ABSENT for other in self._conflicts[load])
+
+    def _demand(self, load: int) -> None:
+        """Load it now, out of order, giving up what is in the way."""
+        self.stats.demand_loads += 1
+        for other in self._conflicts[load]:
+            if self.held[other]:
+                raise StreamStateError(
+                    "a layer asked for a weight whose place another running layer holds; the plan does not "
+                    "know this order of calls: stream the module again with an `example` that takes this path"
+                )
+            self._discard(other)
+        self._submit(load)
+
+    def _submit(self, load: int) -> None:
+        planned = self._loads[load]
+        self.states[load] = LOADING
+        self._in_flight += 1
+        self._in_flight_nbytes += planned.source.nbytes
+        self._queue.submit(load, planned.source, planned.offset, realign=planned.realign)
+
+    def _discard(self, load: int) -> None:
+        self._errors.pop(load, None)
+        if self.states[load] == LOADING:
+            self._doomed.add(load)
+        elif self.states[load] == READY and not self._loads[load].resident:
+            self.states[load] = ABSENT
+            planned = self._loads[load]
+            self._device.freed(self._arena, planned.extent_begin, planned.extent_end - planned.extent_begin)
+
+    def _arrived(self, load: int, error: BaseException | None) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            self._in_flight_nbytes -= self._loads[load].source.nbytes
+            self.states[load] = ABSENT
+            if error is not None:
+                if load not in self._doomed:
+                    self._errors[load] = error
+            else:
+                self.stats.bytes_read += self._loads[load].source.nbytes
+                self.states[load] = READY
+                if load in self._doomed:
+                    self._discard(load)
+            self._doomed.discard(load)
+            if not self._closed:
+                self._pump()
+            self._changed.notify_all()
+
+
+def _conflicts(loads: Sequence[PlannedLoad]) -> list[tuple[int, ...]]:
+    """For each load, the others whose extents overlap its own. O(n log n + overlaps)."""
+    by_begin = sorted(range(len(loads)), key=lambda i: loads[i].extent_begin)
+    found: list[list[int]] = [[] for _ in loads]
+    active: list[int] = []
+    for i in by_begin:
+        active = [j for j in active if loads[j].extent_end > loads[i].extent_begin]
+        for j in active:
+            found[i].append(j)
+            found[j].append(i)
+        active.append(i)
+    return [tuple(sorted(others)) for others in found]
+
+
+def _reraisable(error: BaseException) -> BaseException:
+    """A fresh error for each caller: raising one object twice would grow its traceback and hide the second place."""
+    if isinstance(error, PenstockError):
+        return type(error)(*error.args)
+    return StorageError(f"reading weights failed: {error!r}")
