@@ -1,6 +1,24 @@
 """Plans: from plain numbers to where every weight lies and when it is loaded."""
 
+from penstock.planning.check import check
 from penstock.planning.plan import Load, Plan, Prediction, Slot
+from penstock.planning.planner import make_plan
 from penstock.planning.problem import Call, Problem, Reserve, Storage, Weight
+from penstock.planning.simulate import PassTimeline, Timeline, simulate
 
-__all__ = ["Call", "Load", "Plan", "Prediction", "Problem", "Reserve", "Slot", "Storage", "Weight"]
+__all__ = [
+    "Call",
+    "Load",
+    "PassTimeline",
+    "Plan",
+    "Prediction",
+    "Problem",
+    "Reserve",
+    "Slot",
+    "Storage",
+    "Timeline",
+    "Weight",
+    "check",
+    "make_plan",
+    "simulate",
+]

@@ -21,8 +21,8 @@ class Use:
 def list_uses(problem: Problem, *, merged: bool) -> list[Use]:
     """Every stay that a streamed weight needs, in order of first call.
 
-    Reads within one another's stay share a load. With `merged`, a weight also stays between two uses if no more bytes than its
-    own are first read in between: keeping it takes that much space from the stream, loading it again that much bandwidth.
+    Reads within one another's stay share a load. With `merged`, a weight also stays between two uses if no more bytes
+    than its own are read in between: to keep it takes that space from the stream, to load it again that bandwidth.
     """
     uses: list[Use] = []
     open_uses: dict[int, int] = {}

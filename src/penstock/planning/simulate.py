@@ -8,7 +8,7 @@ here carried on over the end of a pass, so that the loads of the next pass start
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from penstock.planning.plan import Load, Plan, Prediction
@@ -112,7 +112,7 @@ def load_seconds(problem: Problem, weight: int) -> float:
     return requests_seconds + problem.extent_nbytes(weight) / storage.bytes_per_second
 
 
-def row_stalls(problem: Problem, rows: Sequence[int]) -> list[float]:
+def row_stalls(problem: Problem, rows: Collection[int]) -> list[float]:
     """What each call waits for the rows that it reads by itself, in seconds."""
     by_rows = set(rows)
     return [

@@ -1,0 +1,5 @@
+"""Ways of making a plan, one file each, behind one small interface."""
+
+from penstock.planning.strategies.registry import Strategy, get
+
+__all__ = ["Strategy", "get"]

@@ -1,0 +1,78 @@
+"""From a choice of residents to a whole plan: where everything lies and what every load waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from penstock.planning.lifetimes import Use
+from penstock.planning.placement import place_earliest, place_stack, release_moments
+from penstock.planning.plan import PLAN_VERSION, Load, Plan, Prediction, Slot
+from penstock.planning.problem import Problem
+from penstock.planning.simulate import predict
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Addresses and release moments (see `placement`) of streamed uses within a region of the arena."""
+
+    uses: Sequence[Use]
+    starts: Sequence[int]
+    moments: Sequence[int]
+    region_nbytes: int
+
+
+def lay_out(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int) -> Layout | None:
+    """Place uses where space is released first; None where that finds no space."""
+    starts = place_earliest(uses, extents, region_nbytes, call_count)
+    if starts is None:
+        return None
+    return _finish(uses, extents, starts, call_count)
+
+
+def lay_out_least(uses: Sequence[Use], extents: Sequence[int], call_count: int) -> Layout:
+    """Place uses, which must nest, in the least space that they can have."""
+    return _finish(uses, extents, place_stack(uses, extents), call_count)
+
+
+def _finish(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], call_count: int) -> Layout:
+    region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
+    moments = release_moments(uses, extents, starts, region_nbytes, call_count)
+    return Layout(uses, starts, moments, region_nbytes)
+
+
+def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: Sequence[int], layout: Layout) -> Plan:
+    """The plan: the streaming region at the arena's begin, residents behind it in order of first use."""
+    loads = tuple(
+        Load(
+            weight=use.weight,
+            offset=start + problem.weights[use.weight].offset_in_block,
+            first_call=use.first,
+            last_call=use.last,
+            after_call=moment if moment >= 0 else moment + len(problem.calls),
+            after_pass=0 if moment >= 0 else -1,
+        )
+        for use, start, moment in zip(layout.uses, layout.starts, layout.moments, strict=True)
+    )
+    slots = []
+    end = layout.region_nbytes
+    for weight in dict.fromkeys(weight for call in problem.calls for weight in call.reads):
+        if weight in residents:
+            slots.append(Slot(weight, end + problem.weights[weight].offset_in_block))
+            end += problem.extent_nbytes(weight)
+    plan = Plan(
+        version=PLAN_VERSION,
+        strategy=strategy,
+        problem_fingerprint=problem.fingerprint,
+        budget_nbytes=problem.budget_nbytes,
+        reserve=problem.reserve,
+        arena_nbytes=end,
+        resident=tuple(slots),
+        rows=tuple(rows),
+        loads=loads,
+        prediction=Prediction(0.0, 0.0, 0.0, 0, 0, 0.0),
+        weight_names=tuple(weight.name for weight in problem.weights),
+        call_names=tuple(call.name for call in problem.calls),
+        weight_nbytes=tuple(weight.nbytes for weight in problem.weights),
+    )
+    return replace(plan, prediction=predict(problem, plan))

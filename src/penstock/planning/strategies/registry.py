@@ -1,0 +1,39 @@
+"""What a strategy is, and which there are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penstock.errors import PlanError
+from penstock.planning.plan import Plan
+from penstock.planning.problem import Problem
+from penstock.planning.strategies.balanced import Balanced
+
+
+class Strategy(Protocol):
+    """A way of making plans. A strategy may assume that the budget is feasible; what it makes is checked."""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        ...
+
+    def plan(self, problem: Problem) -> Plan:
+        """A plan for a problem whose budget is at least `lifetimes.needed_nbytes(problem)`."""
+        ...
+
+
+_STRATEGIES: dict[str, Strategy] = {"balanced": Balanced()}
+_AUTO = "balanced"
+
+
+def get(name: str) -> Strategy:
+    """The strategy called `name`; `"auto"` is the one that suits most.
+
+    Raises:
+        PlanError: there is none of that name.
+    """
+    strategy = _STRATEGIES.get(_AUTO if name == "auto" else name)
+    if strategy is None:
+        raise PlanError(f"there is no strategy {name!r}: choose one of {', '.join(['auto', *_STRATEGIES])}")
+    return strategy
