@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import penstock.hub as hub
+import penstock.opener as opener
 from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.errors import CheckpointError, CheckpointMismatchError, UnsupportedModelError
 from penstock.hub import Skeleton, load_skeleton, match
@@ -226,16 +226,16 @@ def test_loading_leaves_transformers_as_it_was(tmp_path: Path) -> None:
 def test_another_threads_from_pretrained_still_loads_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(MODELS["bert"](), tmp_path)
     loaded: list[torch.nn.Module] = []
-    settle = hub._Opener.checkpoint
+    settle = opener.Opener.checkpoint
 
-    def load_elsewhere_first(opener: Any) -> Checkpoint:
+    def load_elsewhere_first(self: Any) -> Checkpoint:
         if not loaded:
             thread = threading.Thread(target=lambda: loaded.append(transformers.BertModel.from_pretrained(tmp_path)))
             thread.start()
             thread.join()
-        return settle(opener)
+        return settle(self)
 
-    monkeypatch.setattr(hub._Opener, "checkpoint", load_elsewhere_first)
+    monkeypatch.setattr(opener.Opener, "checkpoint", load_elsewhere_first)
     load_skeleton(transformers.BertModel, tmp_path)
     assert not any(parameter.is_meta for parameter in loaded[0].parameters())
     assert all(type(parameter) is torch.nn.Parameter for parameter in loaded[0].parameters())
