@@ -1,7 +1,7 @@
 """Residents spread so that loads are spread evenly, and a streaming region no larger than it has to be.
 
-More space for the stream lets loads run further ahead; more residents leave less to load. Which of the two a byte serves
-best depends on the model, so `search` tries both and simulates every choice exactly. Everything is deterministic.
+More space for the stream lets loads run further ahead; more residents leave less to load. Which of the two a byte
+serves best depends on the model, so `search` tries both and simulates every choice exactly. Deterministic throughout.
 """
 
 from __future__ import annotations

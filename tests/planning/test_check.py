@@ -1,0 +1,178 @@
+"""Each way in which a plan can be wrong is caught, by plans that are right but for that one thing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import BudgetInfeasibleError, PlanError
+from penstock.planning import Call, Load, Plan, Problem, Slot, check, make_plan
+
+from .random_problems import BLOCK, chain, problems
+
+
+def _problem() -> Problem:
+    return chain([4096] * 10, [1e-5] * 10, 5 * 4096)
+
+
+def _with_load(plan: Plan, index: int, **changes: Any) -> Plan:
+    loads = list(plan.loads)
+    loads[index] = replace(loads[index], **changes)
+    return replace(plan, loads=tuple(loads))
+
+
+@pytest.fixture
+def plan() -> Plan:
+    plan = make_plan(_problem())
+    assert len(plan.loads) >= 3
+    assert len(plan.resident) >= 2
+    return plan
+
+
+def test_a_shifted_offset_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="congruent"):
+        check(_problem(), _with_load(plan, 1, offset=plan.loads[1].offset + 1))
+    with pytest.raises(PlanError, match=r"overlaps|holds its space"):
+        check(_problem(), _with_load(plan, 1, offset=plan.loads[1].offset + 512))
+
+
+def test_an_offset_outside_the_arena_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="past the arena"):
+        check(_problem(), _with_load(plan, 1, offset=plan.arena_nbytes))
+    with pytest.raises(PlanError, match="congruent"):
+        check(_problem(), _with_load(plan, 1, offset=-512))
+
+
+def test_a_dropped_load_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="0 loads"):
+        check(_problem(), replace(plan, loads=plan.loads[1:]))
+
+
+def test_a_doubled_load_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match=r"2 loads|holds its space"):
+        check(_problem(), replace(plan, loads=(plan.loads[0], *plan.loads)))
+
+
+def test_a_swapped_order_is_caught(plan: Plan) -> None:
+    first, second, *others = plan.loads
+    with pytest.raises(PlanError, match="comes after it"):
+        check(_problem(), replace(plan, loads=(second, first, *others)))
+
+
+def test_a_load_that_waits_for_its_own_call_is_caught(plan: Plan) -> None:
+    last = plan.loads[-1]
+    with pytest.raises(PlanError, match="cannot end before"):
+        check(_problem(), _with_load(plan, len(plan.loads) - 1, after_call=last.first_call, after_pass=0))
+
+
+def test_a_load_without_a_condition_is_caught_even_where_it_only_follows_itself(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="holds its space"):
+        check(_problem(), _with_load(plan, 0, after_call=-1, after_pass=0))
+
+
+def test_an_arena_over_budget_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="budget"):
+        check(_problem(), replace(plan, arena_nbytes=_problem().budget_nbytes + 1))
+    with pytest.raises(PlanError, match="another budget"):
+        check(replace(_problem(), budget_nbytes=4 * 4096), plan)
+
+
+def test_a_predicted_peak_that_leaves_something_out_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="peak"):
+        check(_problem(), replace(plan, prediction=replace(plan.prediction, peak_nbytes=plan.arena_nbytes - 1)))
+
+
+def test_overlapping_residents_are_caught(plan: Plan) -> None:
+    first, second, *others = plan.resident
+    moved = Slot(second.weight, first.offset)
+    with pytest.raises(PlanError, match="overlap"):
+        check(_problem(), replace(plan, resident=(first, moved, *others)))
+
+
+def test_a_resident_in_the_way_of_a_load_is_caught(plan: Plan) -> None:
+    first, *others = plan.resident
+    moved = Slot(first.weight, plan.loads[0].offset)
+    with pytest.raises(PlanError, match="overlaps the load"):
+        check(_problem(), replace(plan, resident=(moved, *others)))
+
+
+def test_a_weight_that_is_both_resident_and_streamed_is_caught(plan: Plan) -> None:
+    first, *others = plan.resident
+    with pytest.raises(PlanError, match="given twice"):
+        check(_problem(), replace(plan, resident=(Slot(plan.loads[0].weight, first.offset), *others)))
+
+
+def test_reading_rows_of_a_weight_that_calls_read_whole_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="by rows"):
+        check(_problem(), replace(plan, loads=plan.loads[1:], rows=(plan.loads[0].weight,)))
+
+
+def test_a_plan_for_another_problem_is_caught(plan: Plan) -> None:
+    other = chain([4096] * 9 + [4095], [1e-5] * 10, 5 * 4096)
+    for problem in (replace(_problem(), fingerprint="other"), other, chain([4096] * 9, [1e-5] * 9, 5 * 4096)):
+        with pytest.raises(PlanError, match="plan"):
+            check(problem, plan)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight": 99}, {"weight": -1}, {"first_call": 99}, {"last_call": -1}, {"after_call": 99}, {"after_pass": 1}],
+)
+def test_indices_out_of_range_are_caught(plan: Plan, changes: dict[str, int]) -> None:
+    with pytest.raises(PlanError, match=r"names weight|serves calls|waits for"):
+        check(_problem(), _with_load(plan, 0, **changes))
+
+
+def test_an_outer_weight_released_before_its_call_ends_is_caught() -> None:
+    problem = chain([4096, 4096, 4096, 8192], [1e-5] * 4, 2 * 4096)
+    problem = replace(problem, calls=(Call("outer", 1e-5, (0,), 2), *problem.calls[1:]))
+    plan = make_plan(problem)
+    index = next(index for index, load in enumerate(plan.loads) if load.weight == 0)
+    assert plan.loads[index].last_call == 2
+    with pytest.raises(PlanError, match="0 loads over call 0"):
+        check(problem, _with_load(plan, index, last_call=1))
+
+
+def _earlier(load: Load, call_count: int) -> Load | None:
+    """The same load, allowed to start one call earlier."""
+    if load.after_call > 0:
+        return replace(load, after_call=load.after_call - 1)
+    if load.after_pass == 0:
+        return replace(load, after_call=call_count - 1, after_pass=-1)
+    return None
+
+
+@given(problems(budget_from=0.1), st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_load_may_start_one_call_earlier_than_planned(problem: Problem, data: st.DataObject) -> None:
+    try:
+        plan = make_plan(problem)
+    except BudgetInfeasibleError:
+        return
+    assume(plan.loads)
+    index = data.draw(st.integers(0, len(plan.loads) - 1))
+    earlier = _earlier(plan.loads[index], len(problem.calls))
+    assume(earlier is not None)
+    loads = tuple(earlier if position == index else load for position, load in enumerate(plan.loads))
+    with pytest.raises(PlanError, match="holds its space"):
+        check(problem, replace(plan, loads=loads))
+
+
+@given(problems(budget_from=0.1), st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_load_can_be_left_out_or_moved_off_its_block(problem: Problem, data: st.DataObject) -> None:
+    try:
+        plan = make_plan(problem)
+    except BudgetInfeasibleError:
+        return
+    assume(plan.loads)
+    index = data.draw(st.integers(0, len(plan.loads) - 1))
+    with pytest.raises(PlanError, match="0 loads"):
+        check(problem, replace(plan, loads=plan.loads[:index] + plan.loads[index + 1 :]))
+    shift = data.draw(st.integers(1, BLOCK - 1))
+    with pytest.raises(PlanError, match="congruent"):
+        check(problem, _with_load(plan, index, offset=plan.loads[index].offset + shift))

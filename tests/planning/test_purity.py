@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import penstock.planning
+
+ALLOWED = {"penstock.planning", "penstock.errors", "penstock.budget"}
+ALLOWED_OUTSIDE = {
+    "__future__",
+    "bisect",
+    "collections",
+    "dataclasses",
+    "itertools",
+    "json",
+    "math",
+    "numpy",
+    "random",
+    "typing",
+}
+
+
+def _imports(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module or "")
+    return names
+
+
+def test_planning_imports_neither_torch_nor_the_runtime() -> None:
+    root = Path(penstock.planning.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        for name in _imports(file.read_text()):
+            own = any(name == allowed or name.startswith(allowed + ".") for allowed in ALLOWED)
+            assert own or name.split(".")[0] in ALLOWED_OUTSIDE, f"{file.name} imports {name}"
+
+
+def test_the_checker_shares_no_code_with_planner_and_simulator() -> None:
+    source = (Path(penstock.planning.__file__).parent / "check.py").read_text()
+    own = {name for name in _imports(source) if name.startswith("penstock")}
+    assert own == {"penstock.errors", "penstock.planning.plan", "penstock.planning.problem"}
