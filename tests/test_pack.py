@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,7 +142,9 @@ def transposing(monkeypatch: pytest.MonkeyPatch) -> Any:
         return [
             core.WeightConverter(["saved_proj.weight"], ["gate_proj.weight"], [core.Transpose(0, 1)]),
             core.WeightConverter(
-                ["qk.weight"], ["q_proj.weight", "k_proj.weight"], [core.Interleave(0), core.Chunk(0)]
+                ["qk.weight"],
+                ["q_proj.weight", "k_proj.weight"],
+                [core.Chunk(0), core.PermuteForRope(permute_layer_names=["q_proj"])],
             ),
         ]
 
@@ -178,14 +180,36 @@ def test_what_is_not_readable_in_place_is_refused_and_pack_converts_it(dtype: st
     assert same(expected, state(cls, tmp_path / "out"))
 
 
-def test_a_conversion_that_would_be_done_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def converting(monkeypatch: pytest.MonkeyPatch, operation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Llama checkpoints whose `q_proj` goes through `operation` whenever it is loaded."""
     from transformers import core_model_loading as core
     from transformers import modeling_utils
 
-    again = core.WeightConverter(["q_proj.weight"], ["q_proj.weight"], [core.Transpose(0, 1)])
+    class Operation(core.ConversionOps):
+        def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+            return {name: operation(tensors[0]) for name, tensors in input_dict.items()}
+
+    again = core.WeightConverter(["q_proj.weight"], ["q_proj.weight"], [Operation()])
     monkeypatch.setattr(modeling_utils, "get_model_conversion_mapping", lambda *_, **__: [again])
-    llama(tmp_path / "in")
-    with pytest.raises(UnsupportedModelError):
+
+
+def swapped(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+@pytest.mark.parametrize(
+    "operation", [torch.t, lambda tensor: tensor.flatten(1).t().contiguous() if tensor.dim() == 3 else swapped(tensor)]
+)
+def test_a_conversion_that_would_be_done_twice_is_refused(
+    operation: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converting(monkeypatch, operation)
+    file = llama(tmp_path / "in") / "model.safetensors"
+    tensors = load_file(file)
+    if operation is not torch.t:
+        tensors = {k: t.view(-1, 8, 8) if k.endswith("q_proj.weight") else t for k, t in tensors.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"convert again what pack converted"):
         pack(tmp_path / "in", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

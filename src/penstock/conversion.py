@@ -188,7 +188,10 @@ def check_packed(folder: Path, cls: type, conversion: Conversion, dtype: torch.d
         UnsupportedModelError: it would convert again what is already converted.
     """
     packed = Checkpoint.open(folder)
-    skeleton = load_skeleton(cls, folder, **class_arguments(cls, packed, dtype))
+    try:
+        skeleton = load_skeleton(cls, folder, **class_arguments(cls, packed, dtype))
+    except UnsupportedModelError as error:
+        raise _again(cls, str(error)) from error
     where = {file.path: number for number, file in enumerate(packed.files)}
     own = [where[file.path] for file in skeleton.checkpoint.files]
     for name, parts in conversion.expected.items():
@@ -198,10 +201,15 @@ def check_packed(folder: Path, cls: type, conversion: Conversion, dtype: torch.d
         source = skeleton.sources.get(name)
         found = source.pieces if source else ()
         if source is None or joined([[replace(piece, file=own[piece.file])] for piece in found]) != joined(pieces):
-            raise UnsupportedModelError(
-                f"{folder}: {name} would be converted again by {cls.__name__}.from_pretrained, so its converted form "
-                f"cannot be saved: load it with {cls.__name__}.from_pretrained, then penstock.stream it"
-            )
+            raise _again(cls, name)
+
+
+def _again(cls: type, what: str) -> UnsupportedModelError:
+    load = f"{cls.__name__}.from_pretrained"
+    return UnsupportedModelError(
+        f"{load} would convert again what pack converted ({what}), so it cannot be saved converted: load the model "
+        f"with {load} and call penstock.stream(module, budget=...)"
+    )
 
 
 def _kept(keys: Keys, checkpoint: Checkpoint, gone: set[int]) -> list[Output]:

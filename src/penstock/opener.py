@@ -116,7 +116,7 @@ class Opener:
             self.ledger.files.extend(opened.files)
         number = [known.path for known in self.ledger.files].index(path)
         return {
-            key: provenance_tensor(self.ledger, key, source if self.ledger.casts is None else _by_key(place, source))
+            key: provenance_tensor(self.ledger, key, source if self.ledger.casts is None else by_key(place, source))
             for place, (key, source) in enumerate(self.checkpoint().tensors.items())
             if all(piece.file == number for piece in source.pieces)
         }
@@ -181,7 +181,7 @@ class _Slice:
         return _FORMAT_DTYPES[str(self._tensor.dtype).removeprefix("torch.")]
 
 
-def _by_key(place: int, source: WeightSource) -> WeightSource:
+def by_key(place: int, source: WeightSource) -> WeightSource:
     """`source` as a tensor of its own: its place among the checkpoint's tensors instead of a file."""
     pieces = (Piece(place, 0, source.nbytes, 0),) if source.nbytes else ()
     return WeightSource(source.dtype, source.shape, pieces)
@@ -222,9 +222,10 @@ def _validated(folder: Path, kwargs: Mapping[str, Any]) -> Checkpoint | None:
         raise UnsupportedModelError(
             f"{folder}: an adapter, whose weights are added to a base model's: merge it (merge_and_unload), save that"
         )
-    if kwargs.get("variant"):
-        return None
-    return Checkpoint.open(folder / (kwargs.get("subfolder") or ""))
+    inner = folder / (kwargs.get("subfolder") or "")
+    if kwargs.get("config") is None and not (inner / "config.json").is_file():
+        raise CheckpointError(f"{inner}: holds no config.json: give the model's own folder, or pass config=")
+    return None if kwargs.get("variant") else Checkpoint.open(inner)
 
 
 def not_in_place(folder: Path, problems: list[str]) -> UnsupportedModelError:
