@@ -56,6 +56,17 @@ MODELS: dict[str, Callable[[], Any]] = {
     "resnet_buffers": lambda: transformers.ResNetModel(
         transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ),
+    "wav2vec2_weight_norm": lambda: transformers.Wav2Vec2Model(
+        transformers.Wav2Vec2Config(
+            **SIZES,
+            conv_dim=(8, 8),
+            conv_kernel=(3, 3),
+            conv_stride=(2, 2),
+            num_feat_extract_layers=2,
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        )
+    ),
     "clip": lambda: transformers.CLIPModel(
         transformers.CLIPConfig(
             text_config={**SIZES, "max_position_embeddings": 16},

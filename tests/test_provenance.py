@@ -118,6 +118,24 @@ def test_writing_to_one_is_refused_and_noted(pairs: list[Pair]) -> None:
     assert known.provenance.ledger.failures[-1:] == ["checkpoint key 'a' goes through fill_ in place"]
 
 
+def test_writing_to_a_view_of_one_is_refused(pairs: list[Pair]) -> None:
+    for view in (pairs[0][1][1:], pairs[0][1].transpose(0, 1), pairs[0][1].half().transpose(0, 1)):
+        with pytest.raises(UnsupportedModelError, match="in place"):
+            view.zero_()
+
+
+def test_writing_to_a_computed_tensor_changes_no_weight(pairs: list[Pair]) -> None:
+    real, known = pairs[0]
+    temporary = known * 2
+    temporary.zero_()
+    assert isinstance(temporary, ProvenanceTensor)
+    assert temporary.provenance.lost == "zero_ in place"
+    assert isinstance(known, ProvenanceTensor)
+    assert torch.equal(read(known), real)
+    with pytest.raises(UnsupportedModelError, match="zero_"):
+        compute(temporary, read)
+
+
 def test_asking_for_a_value_is_refused(pairs: list[Pair]) -> None:
     with pytest.raises(UnsupportedModelError):
         pairs[0][1].sum().item()

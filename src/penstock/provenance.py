@@ -134,6 +134,9 @@ def _lose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) ->
     """The result of `func` in shape and dtype only."""
     first = _provenances((args, kwargs))[0].provenance
     if func._schema.is_mutable:
+        if _is_temporary(args[0]) and "out" not in kwargs:
+            args[0].provenance = replace(args[0].provenance, lost=f"{why} in place", recipe=None)
+            return args[0]
         raise _refuse(first.ledger, f"checkpoint key {first.key!r} goes through {why} in place")
 
     def emptied(leaf: Any) -> Any:
@@ -157,9 +160,19 @@ def _lose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) ->
     return tree_unflatten(leaves, structure)
 
 
+def _is_temporary(tensor: Any) -> bool:
+    """Whether writing to `tensor` changes no weight: it was computed (a parametrized weight, say), and is no view."""
+    if not isinstance(tensor, ProvenanceTensor) or isinstance(tensor, torch.nn.Parameter):
+        return False
+    recipe = tensor.provenance.recipe
+    return recipe is not None and not any(result.alias_info for result in recipe.func._schema.returns)
+
+
 def compute(tensor: ProvenanceTensor, read: Callable[[ProvenanceTensor], torch.Tensor]) -> torch.Tensor:
     """The real tensor that `tensor` stands for, contiguous; `read` gets those that are not lost."""
     recipe = tensor.provenance.recipe
+    if recipe is None and tensor.provenance.lost:
+        raise UnsupportedModelError(f"checkpoint key {tensor.provenance.key!r} goes through {tensor.provenance.lost}")
     if recipe is None:
         return read(tensor)
 
