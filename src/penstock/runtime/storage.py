@@ -101,9 +101,11 @@ class FileStorage(Storage):
                 raise StorageError(
                     f"{self._files[file].path}: reading {len(into)} bytes at {offset} failed ({error.strerror})"
                 ) from error
-            if count < 0 or (count == 0 or count % self.block_nbytes) and done + count < needed_nbytes:
+            # A direct read that is not whole blocks has met the end; a buffered one may be short for other reasons.
+            is_end = count == 0 or (self.direct and count % self.block_nbytes != 0)
+            if is_end and done + count < needed_nbytes:
                 raise StorageError(
-                    f"{self._files[file].path}: the file ends at byte {offset + done + max(count, 0)} but "
+                    f"{self._files[file].path}: the file ends at byte {offset + done + count} but "
                     f"{offset + needed_nbytes} are needed: it was cut short while in use; restore the file"
                 )
             done += count
