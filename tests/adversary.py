@@ -1,4 +1,4 @@
-"""A device that does everything it may to break the runtime: completions late and in any order, freed space poisoned."""
+"""A device that does all it may to break the runtime: completions late and in any order, freed space poisoned."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _HoldingQueue(TransferQueue):
         self._done, self._random = done, chance
         self._changed = threading.Condition()
         self._held: list[tuple[int, BaseException | None]] = []
-        self._running = 0
+        self._running = self._wanted = 0
         self._closing = False
         self._inner: TransferQueue = open_inner(self._hold)
         self._helper = threading.Thread(target=self._let_go, name="penstock-adversary", daemon=True)
@@ -71,9 +71,9 @@ class _HoldingQueue(TransferQueue):
 
     def _let_go(self) -> None:
         while True:
-            wanted = self._random.randint(1, 4)
             with self._changed:
-                self._changed.wait_for(lambda: len(self._held) >= wanted or not self._running)
+                self._wanted = self._random.randint(1, 4)
+                self._changed.wait_for(lambda: len(self._held) >= self._wanted or not self._running)
                 if not self._held:
                     if self._closing:
                         return

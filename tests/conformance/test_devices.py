@@ -3,7 +3,7 @@ from __future__ import annotations
 from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
 
-from ..adversary import AdversarialDevice
+from ..adversary import AdversarialDevice  # noqa: TID252
 from .device import DeviceConformance
 
 
