@@ -1,0 +1,1 @@
+from penstock.cli.app import main as main

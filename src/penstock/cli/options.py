@@ -1,0 +1,50 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.budget import parse_size
+from penstock.errors import BudgetError
+
+# Click's, or typer's own copy of it, depending on typer's version.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def parse_budget(text: str) -> int:
+    """Bytes of a `--budget`."""
+    try:
+        return parse_size(text)
+    except BudgetError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A local folder in the Hub's layout: config.json and safetensors weights."),
+]
+Budget = Annotated[
+    int,
+    typer.Option(
+        "--budget", metavar="SIZE", parser=parse_budget, help="Cap on all memory of the model: 512MiB, 2GB, or bytes."
+    ),
+]
+Budgets = Annotated[
+    list[int],
+    typer.Option(
+        "--budget", metavar="SIZE", parser=parse_budget, help="Cap on all memory of the model; may be repeated."
+    ),
+]
+Strategy = Annotated[str, typer.Option(help="How to choose what stays and what streams.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Safetensors file with the forward's arguments by name, instead of made-up ones."
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of made-up inputs.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Length of a row of made-up inputs, for models that read text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text, and no progress.")]

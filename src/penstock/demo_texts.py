@@ -1,0 +1,40 @@
+"""What the demo searches: thirty sentences of everyday life, and three queries that share no telling word with them."""
+
+SENTENCES = (
+    "The bus into town leaves every twenty minutes until midnight.",
+    "Water the tomatoes early in the morning, before the sun is strong.",
+    "A cold compress brings down the swelling of a sprained ankle.",
+    "The library lends out board games as well as books.",
+    "Let the dough rise under a damp cloth until it has doubled.",
+    "Her passport expires two weeks before the flight home.",
+    "The cat has learned to open the kitchen door by herself.",
+    "Change the oil of the car every fifteen thousand kilometres.",
+    "Parliament passed the budget after a debate that lasted all night.",
+    "He practises the violin with the windows closed.",
+    "Drink plenty of water and rest if you have a fever.",
+    "The museum is free of charge on the first Sunday of the month.",
+    "Stir the soup slowly so that the cream does not curdle.",
+    "The trains are late because of snow on the line.",
+    "Prune the apple trees in late winter, while they are dormant.",
+    "She lost her keys somewhere between the office and the gym.",
+    "The orchestra tunes its instruments to the oboe.",
+    "A puppy needs to go outside every two hours.",
+    "The bank charges a fee for transfers to other countries.",
+    "Honey and lemon soothe a sore throat.",
+    "The landlord has promised to repair the heating this week.",
+    "The telescope shows the rings of Saturn on a clear night.",
+    "Roast the vegetables with olive oil and a little rosemary.",
+    "The goalkeeper saved two penalties in the final.",
+    "Slugs stay away from lettuce that is ringed with copper.",
+    "The company hires forty apprentices each autumn.",
+    "Bicycles may be taken on the ferry without a ticket.",
+    "The recipe asks for three eggs and a cup of flour.",
+    "Children under six swim only with an adult.",
+    "The old bridge is closed to lorries until it has been strengthened.",
+)
+
+QUERIES = (
+    "When does public transport run?",
+    "What helps when I am feeling ill?",
+    "I want to bake bread.",
+)
