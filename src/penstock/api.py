@@ -13,6 +13,7 @@ from torch import nn
 from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.errors import StreamStateError, UnsupportedModelError
+from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
 from penstock.matching import match
 from penstock.planning import Plan
@@ -21,8 +22,10 @@ from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
 from penstock.runtime.reading import read_weight
 from penstock.runtime.storage import FileStorage
+from penstock.signature import Signature
 from penstock.spill import spill
 from penstock.stream import Stream
+from penstock.tracestore import TraceStore, kept_plan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 StrPath = str | os.PathLike[str]
@@ -62,6 +65,7 @@ def stream(
     """
     cap, target = Budget(budget), _device(device)
     _check_module(module)
+    footprint = Footprint(held_nbytes=_held_nbytes(module))
     earlier = _stream_of(module)
     if earlier is not None:
         if checkpoint is None:
@@ -77,7 +81,7 @@ def stream(
     else:
         opened, folder = Checkpoint.open(checkpoint), None
         sources = match(module, opened)
-    _start(module, opened, sources, cap, target, strategy, example, folder)
+    _start(module, opened, sources, cap, target, strategy, example, folder, footprint)
     return module
 
 
@@ -104,10 +108,11 @@ def from_pretrained(
         BudgetError, BudgetInfeasibleError, CheckpointError, CheckpointMismatchError: as for `stream`.
     """
     cap, target = Budget(budget), _device(device)
+    footprint = Footprint()
     skeleton = load_skeleton(cls, path, **same)
     module: ModuleT = skeleton.module  # type: ignore[assignment]
     _check_module(module)
-    _start(module, skeleton.checkpoint, skeleton.sources, cap, target, strategy, example, None)
+    _start(module, skeleton.checkpoint, skeleton.sources, cap, target, strategy, example, None, footprint)
     return module
 
 
@@ -154,13 +159,37 @@ def plan(
     """The plan that `stream` would follow, without running anything. The module is as before afterwards.
 
     Args:
-        checkpoint: as for `stream`; None plans for the checkpoint of a streamed module.
-        example: arguments of the call to plan for.
+        checkpoint: a safetensors file or a folder of Hub shards; None if `module` is streamed already.
+        example: arguments of the call to plan for, as for `stream`.
+        budget, device, strategy: as for `stream`.
 
     Raises:
         BudgetInfeasibleError: no plan fits; `.needed_nbytes` would.
+        StreamStateError: `module` is not streamed and no checkpoint is given, or is streamed and one is.
+        CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `stream`.
     """
-    raise NotImplementedError
+    cap, target = Budget(budget), _device(device)
+    args, kwargs = _arguments(example)
+    _check_module(module)
+    if checkpoint is None:
+        return inspect(module).plan_for(args, kwargs, budget=cap, strategy=strategy)
+    if _stream_of(module) is not None:
+        raise StreamStateError("this module is streamed from another checkpoint: leave `checkpoint` out, or restore it")
+    opened = Checkpoint.open(checkpoint)
+    weights = collect_weights(module, match(module, opened), target.torch_device)
+    _check_weights(module, weights)
+    signature = Signature.of(args, kwargs)
+    trace = TraceStore(module, weights, opened.fingerprint).get(signature)
+    trace = trace or dry_trace(module, module.forward, weights, args, kwargs) or assumed_trace(module, weights)
+    problem = make_problem(
+        trace,
+        weights,
+        storage_profile(opened.files[0].path),
+        budget_nbytes=cap.nbytes,
+        activations_nbytes=trace.activations_nbytes + signature.nbytes,
+        fixed_nbytes=_fixed_nbytes(module, weights),
+    )
+    return kept_plan(problem, strategy)
 
 
 def _start(
@@ -172,13 +201,11 @@ def _start(
     strategy: str,
     example: Any,
     folder: Path | None,
+    footprint: Footprint,
 ) -> Stream:
     weights = collect_weights(module, dict(sources), device.torch_device)
-    if not weights:
-        raise UnsupportedModelError(f"{type(module).__name__} has no weights to stream")
+    _check_weights(module, weights)
     _load_buffers(module, checkpoint, sources)
-    streamed = {id(weight.parameter) for weight in weights}
-    fixed = [p for p in module.parameters() if id(p) not in streamed] + list(module.buffers())
     handle = Stream(
         module,
         checkpoint,
@@ -186,7 +213,8 @@ def _start(
         budget=budget,
         device=device,
         strategy=strategy,
-        fixed_nbytes=sum(tensor.numel() * tensor.element_size() for tensor in fixed),
+        fixed_nbytes=_fixed_nbytes(module, weights),
+        footprint=footprint,
         owned_folder=folder,
     )
     handle.attach()
@@ -199,6 +227,18 @@ def _start(
         restore(module) if folder is not None else handle.close()
         raise
     return handle
+
+
+def _check_weights(module: nn.Module, weights: list[BoundWeight]) -> None:
+    if not weights:
+        raise UnsupportedModelError(f"{type(module).__name__} has no weights to stream")
+
+
+def _fixed_nbytes(module: nn.Module, weights: list[BoundWeight]) -> int:
+    """Buffers, and parameters that are not streamed: in memory all the time."""
+    streamed = {id(weight.parameter) for weight in weights}
+    fixed = [p for p in module.parameters() if id(p) not in streamed] + list(module.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in fixed)
 
 
 def _load_buffers(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, WeightSource]) -> None:
@@ -240,6 +280,13 @@ def _check_module(module: Any) -> None:
     for parent in module.modules():
         if parent is not module and _stream_of(parent) is not None:
             raise StreamStateError("a part of this module is streamed already: call penstock.restore on it first")
+
+
+def _held_nbytes(module: nn.Module) -> int:
+    """Bytes of the module's parameters that are in memory and will be given up."""
+    if _stream_of(module) is not None:
+        return 0
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.device.type == "cpu")
 
 
 def _stream_of(module: nn.Module) -> Stream | None:

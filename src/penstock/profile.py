@@ -14,9 +14,11 @@ from penstock.runtime.rows import READERS, SPAN_NBYTES
 from penstock.runtime.storage import BLOCK_NBYTES
 from penstock.trace import Trace
 
-BOOKKEEPING_NBYTES = 1 << 20
+WORKSPACE_NBYTES = 2 << 20
+"""Kernels' own buffers and the allocator's rounding, until a pass was measured."""
+
 CALL_NBYTES = 4 << 10
-"""Python objects of hooks and plans, threads' stacks: measured at about this much a layer call."""
+"""Python objects of plan and schedule, per layer call."""
 
 TINY_NBYTES = 32 << 10
 
@@ -29,12 +31,15 @@ def make_problem(
     budget_nbytes: int,
     activations_nbytes: int,
     fixed_nbytes: int,
+    overhead_nbytes: int,
 ) -> Problem:
     """The problem that running `trace` within the budget poses.
 
     Args:
         activations_nbytes: what to keep free for a pass's own tensors.
-        fixed_nbytes: buffers and parameters that are in memory anyway.
+        fixed_nbytes: buffers and parameters that do not stream.
+        overhead_nbytes: what a pass was measured to take beyond arena and I/O buffers, activations included; 0 where
+            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels and allocator instead.
     """
     read = {index for call in trace.calls for index in call.reads}
     specs = tuple(
@@ -46,12 +51,13 @@ def make_problem(
         Call(call.module, call.seconds, tuple(sorted({*call.reads, *(rows & set(call.row_reads))})), call.last)
         for call in trace.calls
     )
+    if overhead_nbytes:
+        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0)
+    else:
+        workspace_nbytes = min(WORKSPACE_NBYTES, budget_nbytes // 16) + activations_nbytes // 2
+        bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
-    reserve = Reserve(
-        activations_nbytes,
-        _io_nbytes(weights, has_rows),
-        BOOKKEEPING_NBYTES + CALL_NBYTES * len(calls) + fixed_nbytes,
-    )
+    reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes)
     storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES)
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()

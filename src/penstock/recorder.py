@@ -102,7 +102,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._stack and not getattr(func, "is_view", False):
+        if self._stack and not func.is_view and func.namespace != "prim":  # views and device queries read nothing
             self._note_reads(func, args, kwargs)
         result = func(*args, **kwargs)
         self._note_allocations(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import weakref
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from penstock.admission import Admission, assumed_trace
 from penstock.budget import Budget, format_size
 from penstock.checkpoint import Checkpoint
 from penstock.dryrun import dry_trace
 from penstock.errors import BudgetInfeasibleError, StreamStateError
+from penstock.footprint import Footprint
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
 from penstock.profile import looks_up_rows, make_problem
@@ -23,20 +26,20 @@ from penstock.runtime.attachment import Attachment
 from penstock.runtime.binding import BoundWeight, FileViews
 from penstock.runtime.devices.base import Device
 from penstock.runtime.executor import Executor
-from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.installation import Installation
+from penstock.runtime.pipeline import PipelineStats
 from penstock.runtime.reading import read_weight
 from penstock.runtime.rows import RowTable
-from penstock.runtime.schedule import Schedule, make_schedule
 from penstock.runtime.storage import FileStorage
 from penstock.signature import Signature
-from penstock.trace import Trace, TracedCall
+from penstock.trace import Trace
 from penstock.tracestore import TraceStore, kept_plan
+
+MEASURABLE_NBYTES = 8 << 20
+"""Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
 
 HEADROOM = 1.25
 """Reserve this much more than a larger call needs, so that a growing cache does not ask for a plan each token."""
-
-WORTHWHILE = 0.97
-"""Measured times lead to a new plan when it is predicted to take at most this share of the present one's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Stream:
         device: Device,
         strategy: str,
         fixed_nbytes: int,
+        footprint: Footprint,
         owned_folder: Path | None = None,
     ) -> None:
         self._module = weakref.ref(module)
@@ -80,21 +84,18 @@ class Stream:
         self.checkpoint, self.weights = checkpoint, weights
         self._budget, self._device, self._strategy = budget, device, strategy
         self._fixed_nbytes, self.owned_folder = fixed_nbytes, owned_folder
-        self._store = TraceStore(module, weights, checkpoint.fingerprint)
+        self._footprint = footprint
+        self._admission = Admission(TraceStore(module, weights, checkpoint.fingerprint))
         self._profile = storage_profile(checkpoint.files[0].path)
         self._storage = FileStorage(checkpoint.files)
-        self._traces: dict[Signature, Trace] = {}
-        self._primary: Trace | None = None
-        self._realign: frozenset[int] = self._store.single_row()
-        self._problem: Problem | None = None
-        self._plan: Plan | None = None
-        self._pipeline: Pipeline | None = None
-        self._warm: Schedule | None = None
-        self._last: Signature | None = None
-        self._row_nbytes = self._base_nbytes = self._base_demand = 0
-        self._base_stall = self._pass_stall = 0.0
-        self._peak_nbytes = 0
-        self._clocked: set[Signature] = set()
+        self._installation: Installation | None = None
+        self._is_settled = self._is_outgrown = self._is_growing = False
+        self._admitted: Signature | None = None
+        self._learning: dict[Signature, Trace] = {}
+        self._realigned: frozenset[int] = frozenset()
+        self._earlier = PipelineStats()  # of installations that are gone
+        self._row_nbytes = self._peak_nbytes = 0
+        self._pass_stall = 0.0
         self.executor = Executor(weights, FileViews(checkpoint))
         self.attachment = Attachment(module)
         self._finalizer = weakref.finalize(module, _Closer(self._storage, owned_folder))
@@ -108,9 +109,9 @@ class Stream:
         Raises:
             StreamStateError: nothing is planned before the first call, where no `example` was given.
         """
-        if self._plan is None:
+        if self._installation is None:
             raise StreamStateError("nothing is planned yet: call the module once, or stream it with an `example`")
-        return self._plan
+        return self._installation.plan
 
     @property
     def budget(self) -> Budget:
@@ -123,8 +124,8 @@ class Stream:
         with self.executor.exclusively():
             before, self._budget = self._budget, budget
             try:
-                if self._primary is not None:
-                    self._replan(self._plan.reserve.activations_nbytes if self._plan else 0)
+                if self._admission.primary is not None:
+                    self._replan(max(self._room_nbytes(), 0))
             except BudgetInfeasibleError:
                 self._budget = before
                 raise
@@ -132,12 +133,15 @@ class Stream:
     @property
     def stats(self) -> StreamStats:
         """Counters so far."""
-        live = self._pipeline.stats if self._pipeline is not None else None
+        total = PipelineStats()
+        total += self._earlier
+        if self._installation is not None:
+            total += self._installation.pipeline.stats
         return StreamStats(
             passes=self.executor.passes,
-            bytes_read=self._base_nbytes + self._row_nbytes + (live.bytes_read if live else 0),
-            stall_seconds=self._stalled(),
-            demand_loads=self._base_demand + self.executor.mapped_reads + (live.demand_loads if live else 0),
+            bytes_read=total.bytes_read + self._row_nbytes,
+            stall_seconds=total.stall_seconds,
+            demand_loads=total.demand_loads + self.executor.mapped_reads,
             peak_nbytes=self._peak_nbytes,
             pass_stall_seconds=self._pass_stall,
         )
@@ -165,32 +169,33 @@ class Stream:
         """Take the module over: every weight unreadable, every call through the executor."""
         module = self.module
         for weight in self.weights:
-            weight.unbind()
+            weight.adopt()
         attachment, executor = self.attachment, self.executor
         attachment.wrap_pass(self._run)
         attachment.guard(self.weights, executor.map_absent)
         attachment.refuse(self.weights)
         attachment.materialise_state(self.weights, lambda weight: read_weight(self._storage, weight.source))
         attachment.show_device(self._device.torch_device)
-        for weight in self.weights:
-            if looks_up_rows(weight):
-                for owner, _ in weight.owners:
-                    if isinstance(owner, nn.Embedding) and owner.max_norm is None:
-                        attachment.wrap_rows(
-                            owner, weight.parameter, RowTable(self._storage, weight.source), self._count_rows
-                        )
+        for weight in filter(looks_up_rows, self.weights):
+            for owner, _ in weight.owners:
+                if isinstance(owner, nn.Embedding) and owner.max_norm is None:
+                    table = RowTable(self._storage, weight.source)
+                    attachment.wrap_rows(owner, weight.parameter, table, executor, self._count_rows)
         module.__dict__["_penstock_stream"] = self
 
     def prepare(self, args: Any, kwargs: Any) -> None:
         """Plan for calls like this one now, rather than at the first of them."""
         self._admit(Signature.of(args, kwargs), args, kwargs)
+        self._footprint.leave()
 
     def prepare_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
-        trace = self._store.latest()
+        trace = self._admission.use_latest()
         if trace is not None:
-            self._primary = trace
-            self._replan(trace.activations_nbytes)
+            # A plan for another call than the coming one is worth nothing; that call is planned for in its turn.
+            with contextlib.suppress(BudgetInfeasibleError):
+                self._replan(trace.activations_nbytes)
+        self._footprint.leave()
 
     @property
     def module(self) -> nn.Module:
@@ -203,7 +208,7 @@ class Stream:
     def close(self, *, remove_files: bool = True) -> None:
         """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""
         with self.executor.exclusively():
-            self._unload()
+            self._uninstall()
             self.attachment.detach()
             self.module.__dict__.pop("_penstock_stream", None)
             self._finalizer.detach()
@@ -213,85 +218,95 @@ class Stream:
 
     # -- passes --
 
-    def _run(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _run(self, args: Any, kwargs: Any) -> Any:
         signature = Signature.of(args, kwargs)
+        stalled = self._stalled()
+
+        def before() -> None:
+            self._storage.check_unchanged()
+            self._footprint.enter()
+            if signature != self._admitted:
+                self._admit(signature, args, kwargs)
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             return self._compute(signature, args, kwargs)
 
-        def before() -> None:
-            self._storage.check_unchanged()
-            if signature != self._last:
-                self._admit(signature, args, kwargs)
-
-        stalled = self._stalled()
         result = self.executor.run_pass(compute, before, args, kwargs)
-        self._pass_stall = self._stalled() - stalled
         self._storage.check_unchanged()
+        self._pass_stall = self._stalled() - stalled
         self._settle()
+        self._footprint.leave()
         return result
 
     def _compute(self, signature: Signature, args: Any, kwargs: Any) -> Any:
+        """The pass itself: as it is, or recorded, timed and measured where something is still to be learnt."""
         forward = self.attachment.root_layer
-        trace = self._traces.get(signature)
-        if trace is None and self._last != signature:
+        if signature != self._admitted:
             return self._compute_recorded(signature, args, kwargs)
-        is_first = self.executor.is_cold
-        if trace is None or trace.is_timed or is_first or signature in self._clocked:
+        trace = self._learning.get(signature)
+        if trace is None or self.executor.is_cold:
             return forward(*args, **kwargs)
-        self._clocked.add(signature)
+        del self._learning[signature]
         clock = Clock(frozenset(call.module for call in trace.calls), self._stalled)
         with listening(clock, self.module, clock.modules):
             result = (heard(clock, "", forward) if "" in clock.modules else forward)(*args, **kwargs)
-        timed = clock.timed(trace)
-        if timed is not None:
-            self._traces[signature] = timed
-            self._store.put(signature, timed)
-            if trace is self._primary:
-                self._primary = timed
+        self._learn(signature, clock.timed(trace) or trace)
         return result
+
+    def _learn(self, signature: Signature, trace: Trace) -> None:
+        """Keep what a measured pass told; plan again if its memory or its times ask for it."""
+        plan = self.plan
+        grown = self._footprint.peak_growth_nbytes()
+        self._footprint.is_measuring = bool(self._learning)
+        self._admission.add(signature, trace)
+        if grown is not None and plan.budget_nbytes >= MEASURABLE_NBYTES:
+            overhead = grown - plan.arena_nbytes - plan.reserve.io_nbytes
+            self._admission.note_overhead(signature, max(overhead, 0))
+            if overhead > plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes:
+                self._admitted, self._is_outgrown = None, True
 
     def _compute_recorded(self, signature: Signature, args: Any, kwargs: Any) -> Any:
         """The first real pass where no dry run was possible: it streams, answers, and is recorded."""
-        assert_room = self._activations_limit()
-        recorder = Recorder(self.weights, stalled=self._stalled, on_peak=assert_room)
-        for load in self._schedule.loads:
-            recorder.watch(self.weights.index(load.weight), load.data)
+        recorder = Recorder(self.weights, stalled=self._stalled, on_peak=self._refuse_beyond(self.plan))
+        if self._installation is not None:
+            index = {id(weight): position for position, weight in enumerate(self.weights)}
+            for load in self._installation.cold.loads:
+                recorder.watch(index[id(load.weight)], load.data)
         forward = heard(recorder, "", self.attachment.root_layer)
         with listening(recorder, self.module), recorder:
             result = forward(*args, **kwargs)
         trace = recorder.trace(is_timed=True)
-        self._traces[signature] = self._primary = trace
-        self._store.put(signature, trace)
-        self._last = signature
-        self._pending = True
+        self._admission.primary = None  # what was assumed
+        self._admission.add(signature, trace)
+        self._is_outgrown = True
         return result
 
-    def _activations_limit(self) -> Callable[[int], None]:
-        plan = self.plan
-        room = plan.reserve.activations_nbytes + plan.budget_nbytes - plan.prediction.peak_nbytes
-        room = max(room, self._budget.nbytes - plan.arena_nbytes - plan.reserve.io_nbytes - plan.reserve.bookkeeping_nbytes)
+    def _refuse_beyond(self, plan: Plan) -> Callable[[int], None]:
+        reserve, budget = plan.reserve, self._budget.nbytes
+        room = budget - plan.arena_nbytes - reserve.io_nbytes - reserve.bookkeeping_nbytes
 
         def check(live_nbytes: int) -> None:
             if live_nbytes > room:
                 raise BudgetInfeasibleError(
                     f"this call's activations reach {format_size(live_nbytes)}, and the budget of "
-                    f"{format_size(self._budget.nbytes)} leaves {format_size(room)} for them: "
+                    f"{format_size(budget)} leaves {format_size(room)} for them: "
                     "call it with smaller inputs or set a larger budget",
-                    needed_nbytes=self._budget.nbytes + live_nbytes - room,
+                    needed_nbytes=budget + live_nbytes - room,
                 )
 
         return check
 
     def _settle(self) -> None:
         """After a pass: let resident layers run free once they are loaded."""
-        if self._warm is not None and not self.executor.is_cold:
-            self.executor.settle(self._warm)
-            self.attachment.follow(self.executor, self._warm.sites)
-            self._warm = None
+        installation = self._installation
+        if installation is not None and not self._is_settled and not self.executor.is_cold:
+            self.executor.settle(installation.warm)
+            self.attachment.follow(self.executor, installation.warm.sites)
+            self._is_settled = True
 
     def _stalled(self) -> float:
-        return self._base_stall + (self._pipeline.stats.stall_seconds if self._pipeline is not None else 0.0)
+        live = self._installation.pipeline.stats.stall_seconds if self._installation is not None else 0.0
+        return self._earlier.stall_seconds + live
 
     def _count_rows(self, nbytes: int) -> None:
         self._row_nbytes += nbytes
@@ -304,122 +319,117 @@ class Stream:
         Raises:
             BudgetInfeasibleError: no plan within the budget has.
         """
-        needed = self._known_need(signature)
-        if needed is None or self._plan is None or needed > self._plan.reserve.activations_nbytes:
-            trace = self._store.get(signature) or self._dry(args, kwargs)
+        admission = self._admission
+        trace = admission.trace(signature)
+        needed = admission.activations_nbytes(signature)
+        if trace is None and (needed is None or self._room_nbytes() < needed):
+            trace = self._dry(args, kwargs)
             if trace is not None:
-                self._traces[signature] = trace
-                self._store.put(signature, trace)
-                needed = trace.activations_nbytes + signature.nbytes
-            self._plan_for(trace, needed)
-        if signature in self._traces or needed is not None:
-            self._last = signature
-
-    def _known_need(self, signature: Signature) -> int | None:
-        needs = []
-        for known, trace in self._traces.items():
-            growth = known.growth_to(signature)
-            if growth is not None:
-                needs.append(int((trace.activations_nbytes + known.nbytes) * growth))
-        return min(needs, default=None)
-
-    def _plan_for(self, trace: Trace | None, needed: int | None) -> None:
-        if trace is not None and (self._primary is None or len(trace.calls) > len(self._primary.calls)):
-            self._primary = trace
-        if self._primary is None:
-            self._primary = self._assumed_trace()
-        realign = self._realign | (trace.single_row if trace is not None else frozenset())
-        present = self._plan.reserve.activations_nbytes if self._plan is not None else 0
-        wanted = max(needed or 0, present)
-        if self._plan is not None and wanted == present and realign == self._realign:
+                admission.add(signature, trace)
+                needed = admission.activations_nbytes(signature)
+        if needed is None:
+            self._plan_blindly()
             return
-        self._realign = realign
-        if self._plan is not None and wanted > present:
-            try:
-                self._replan(int(wanted * HEADROOM))
+        if self._room_nbytes() < needed or not admission.single_row <= self._realigned or self._is_outgrown:
+            self._make_room(needed)
+        self._admitted = signature
+        if trace is not None and not (trace.is_timed and trace.overhead_nbytes):
+            self._learning[signature] = trace
+        self._footprint.is_measuring = bool(self._learning) or trace is None
+
+    def _room_nbytes(self) -> int:
+        return self._installation.plan.reserve.activations_nbytes if self._installation is not None else -1
+
+    def _make_room(self, needed_nbytes: int) -> None:
+        present = self._room_nbytes()
+        if 0 <= present < needed_nbytes and self._is_growing:
+            with contextlib.suppress(BudgetInfeasibleError):  # without headroom, then
+                self._replan(int(needed_nbytes * HEADROOM))
                 return
-            except BudgetInfeasibleError:
-                pass  # without headroom, then
-        self._replan(wanted)
+        self._is_growing = present >= 0
+        self._replan(max(needed_nbytes, present))
+
+    def _plan_blindly(self) -> None:
+        """Nothing tells what this call needs: half of the budget is for its activations, or what can be."""
+        if self._installation is not None and not self._is_outgrown:
+            return
+        self._admission.primary = assumed_trace(self.module, self.weights)
+        try:
+            self._replan(self._budget.nbytes // 2)
+        except BudgetInfeasibleError:
+            self._replan(0)
 
     def _dry(self, args: Any, kwargs: Any) -> Trace | None:
         self.attachment.follow(None, ())
         try:
-            return dry_trace(self.module, self.attachment.root_forward, self.weights, args, kwargs)
+            with self._footprint.uncounted():
+                return dry_trace(self.module, self.attachment.root_forward, self.weights, args, kwargs)
         finally:
-            if self._pipeline is not None:
-                self.attachment.follow(self.executor, self._schedule.sites)
-
-    def _assumed_trace(self) -> Trace:
-        """Before anything is known: layers run in the order in which they were registered."""
-        index = {id(weight): i for i, weight in enumerate(self.weights)}
-        reads: dict[str, list[int]] = {}
-        for weight in self.weights:
-            for owner, _ in weight.owners:
-                name = next(n for n, ref in self._modules.items() if ref() is owner)
-                if not (isinstance(owner, nn.Embedding) and looks_up_rows(weight)):
-                    reads.setdefault(name, []).append(index[id(weight)])
-        order = [name for name in self._modules if name in reads]
-        calls = tuple(
-            TracedCall(name, tuple(reads[name]), (), sum(self.weights[i].source.nbytes for i in reads[name]) / 1e10, k)
-            for k, name in enumerate(order)
-        )
-        return Trace(tuple(w.name for w in self.weights), calls, 0, frozenset(), {}, False)
+            if self._installation is not None:
+                schedule = self._installation.warm if self._is_settled else self._installation.cold
+                self.attachment.follow(self.executor, schedule.sites)
 
     def _replan(self, activations_nbytes: int) -> None:
-        if self._primary is None:
-            raise StreamStateError("nothing was traced")
+        primary = self._admission.primary
+        if primary is None:
+            raise StreamStateError("no pass was recorded to plan for: call the module first")
         problem = make_problem(
-            self._primary,
+            primary,
             self.weights,
             self._profile,
             budget_nbytes=self._budget.nbytes,
             activations_nbytes=activations_nbytes,
             fixed_nbytes=self._fixed_nbytes,
+            overhead_nbytes=self._admission.overhead_nbytes if self._budget.nbytes >= MEASURABLE_NBYTES else 0,
         )
-        self._install(problem, kept_plan(problem, self._strategy))
+        plan = kept_plan(problem, self._strategy)
+        self._is_outgrown = False
+        present = self._installation.plan if self._installation is not None else None
+        is_same = present is not None and present.problem_fingerprint == plan.problem_fingerprint
+        if is_same and self._admission.single_row <= self._realigned:
+            return
+        self._install(problem, plan)
 
     def _install(self, problem: Problem, plan: Plan) -> None:
-        self._unload()
-        modules = {name: module for name, ref in self._modules.items() if (module := ref()) is not None}
-        arena = self._device.allocate(plan.arena_nbytes)
-        cold, warm = make_schedule(plan, problem, self.weights, modules, arena, self._realign)
-        storage = FileStorage(self.checkpoint.files, direct=self._storage.direct)
-        self._pipeline = Pipeline(self._device, arena, storage, cold.planned)
-        self._problem, self._plan, self._schedule, self._warm = problem, plan, cold, warm
-        self._finalizer.detach()
-        self._finalizer = weakref.finalize(
-            self.module, _Closer(self._storage, self.owned_folder, self._pipeline)
+        self._uninstall()
+        self._realigned = self._admission.single_row
+        installation = Installation(
+            plan,
+            problem,
+            weights=self.weights,
+            modules={name: module for name, ref in self._modules.items() if (module := ref()) is not None},
+            device=self._device,
+            storage=FileStorage(self.checkpoint.files, direct=self._storage.direct),
+            realign=self._realigned,
+            populate=self._footprint.is_measuring,
         )
-        self.executor.install(cold, self._pipeline)
-        self.attachment.follow(self.executor, cold.sites)
+        self._installation, self._is_settled = installation, False
+        self._finalizer.detach()
+        self._finalizer = weakref.finalize(self.module, _Closer(self._storage, self.owned_folder, installation))
+        self.executor.install(installation.cold, installation.pipeline)
+        self.attachment.follow(self.executor, installation.cold.sites)
         self._peak_nbytes = max(self._peak_nbytes, plan.prediction.peak_nbytes)
 
-    def _unload(self) -> None:
+    def _uninstall(self) -> None:
         """Give the present plan's memory and threads back."""
         self.attachment.follow(None, ())
         self.executor.suspend()
-        if self._pipeline is not None:
-            stats = self._pipeline.stats
-            self._base_nbytes += stats.bytes_read
-            self._base_stall += stats.stall_seconds
-            self._base_demand += stats.demand_loads
-            self._pipeline.close()
-        self._pipeline = self._warm = self._plan = self._problem = None
-        self.__dict__.pop("_schedule", None)
+        if self._installation is not None:
+            self._earlier += self._installation.pipeline.stats
+            self._installation.close()
+        self._installation = self._admitted = None
+        self.executor.uninstall()
 
 
 class _Closer:
     """Ends what would outlive a module that is dropped without `restore`."""
 
-    def __init__(self, storage: FileStorage, folder: Path | None, pipeline: Pipeline | None = None) -> None:
-        self._storage, self._folder, self._pipeline = storage, folder, pipeline
+    def __init__(self, storage: FileStorage, folder: Path | None, installation: Installation | None = None) -> None:
+        self._storage, self._folder, self._installation = storage, folder, installation
 
     def __call__(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
+        if self._installation is not None:
+            self._installation.close()
         self._storage.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -36,20 +36,18 @@ def named_tensors(output: object, name: str = "output") -> dict[str, torch.Tenso
 
     Tensors in lists, tuples and mappings are found; other objects, such as key-value caches, are left out.
     """
-    found: dict[str, torch.Tensor] = {}
+    return dict(_walk(output, "", name))
 
-    def walk(value: object, path: str) -> None:
-        if isinstance(value, torch.Tensor):
-            found[path or name] = value
-        elif isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}" if path else str(key))
-        elif isinstance(value, list | tuple):
-            for index, inner in enumerate(value):
-                walk(inner, f"{path or name}.{index}")
 
-    walk(output, "")
-    return found
+def _walk(value: object, path: str, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path or name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _walk(inner, f"{path}.{key}" if path else str(key), name)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _walk(inner, f"{path or name}.{index}", name)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -40,6 +40,8 @@ class Trace:
         activations_nbytes: most bytes that the pass's own tensors held at one time, outputs included.
         single_row: indices of weights that multiply a single row, which kernels compute by other instructions.
         row_counts: for each table that rows are looked up in, how many a pass reads.
+        overhead_nbytes: what the process took beyond arena and I/O buffers in a measured pass, activations included;
+            0 if no pass was measured.
         is_timed: whether `seconds` were measured, on real weights; else they are estimates by work.
     """
 
@@ -49,6 +51,7 @@ class Trace:
     single_row: frozenset[int]
     row_counts: dict[int, int]
     is_timed: bool
+    overhead_nbytes: int = 0
 
     def to_json(self) -> str:
         """The trace as text, for `from_json`."""
@@ -77,6 +80,7 @@ class Trace:
                 frozenset(_index(i, len(names)) for i in fields["single_row"]),
                 {_index(i, len(names)): _at_least_zero(count) for i, count in fields["row_counts"]},
                 bool(fields["is_timed"]),
+                _at_least_zero(fields["overhead_nbytes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, PlanError):

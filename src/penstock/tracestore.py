@@ -38,7 +38,9 @@ class TraceStore:
     def __init__(self, module: nn.Module, weights: Sequence[BoundWeight], checkpoint: str) -> None:
         names = [(weight.name, weight.source.dtype, weight.source.shape) for weight in weights]
         structure = [(name, type(child).__qualname__) for name, child in module.named_modules()]
-        key = repr((checkpoint, names, structure, torch.__version__, torch.get_num_threads(), machine.describe().fingerprint))
+        key = repr(
+            (checkpoint, names, structure, torch.__version__, torch.get_num_threads(), machine.describe().fingerprint)
+        )
         self._folder = cache_dir() / "traces" / hashlib.sha256(key.encode()).hexdigest()[:24]
         self._names = tuple(weight.name for weight in weights)
 

@@ -49,18 +49,25 @@ class Attachment:
 
         return undo
 
-    def wrap_pass(self, run: Callable[[Callable[..., Any], Any, Any], Any]) -> None:
-        """Let every call of the root go through `run(forward, args, kwargs)`."""
+    def wrap_pass(self, run: Callable[[Any, Any], Any]) -> None:
+        """Let every call of the root go through `run(args, kwargs)`, which calls `root_layer`."""
         self.root_forward = forward = self.root.forward
 
         @functools.wraps(forward)
         def streamed_pass(*args: Any, **kwargs: Any) -> Any:
-            return run(self.root_layer, args, kwargs)
+            return run(args, kwargs)
 
         self.root_layer: Callable[..., Any] = forward
         self._undo.append(self.set_attribute(self.root, "forward", streamed_pass))
 
-    def wrap_rows(self, module: nn.Module, parameter: nn.Parameter, table: RowTable, count: Callable[[int], None]) -> None:
+    def wrap_rows(
+        self,
+        module: nn.Module,
+        parameter: nn.Parameter,
+        table: RowTable,
+        executor: Executor,
+        count: Callable[[int], None],
+    ) -> None:
         """Answer the lookups of `module` from storage."""
         forward = module.forward
 
@@ -68,7 +75,7 @@ class Attachment:
         def looked_up(*args: Any, **kwargs: Any) -> Any:
             if not parameter.is_meta:  # the whole table is in memory just now
                 return forward(*args, **kwargs)
-            with RowLookup(parameter, table, count):
+            with executor.looking_up(parameter), RowLookup(parameter, table, count):
                 return forward(*args, **kwargs)
 
         self._undo.append(self.set_attribute(module, "forward", looked_up))
@@ -191,4 +198,3 @@ def _swap_class(module: nn.Module, device: torch.device) -> Callable[[], None]:
             module.__class__ = original
 
     return undo
-

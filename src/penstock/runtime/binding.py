@@ -56,6 +56,16 @@ class BoundWeight:
     def __post_init__(self) -> None:
         self.hollow = unreadable(self.source.shape, torch_dtype(self.source.dtype), self.device)
 
+    def adopt(self) -> None:
+        """Make the parameter one that can point into this device's memory.
+
+        A parameter of a skeleton on the meta device changes its tensor underneath: the object and its class stay.
+        """
+        if self.parameter.is_meta and "Meta" in str(torch._C._dispatch_keys(self.parameter)):
+            shell = nn.Parameter(torch.empty(0, device=self.device), requires_grad=self.parameter.requires_grad)
+            torch._C._swap_tensor_impl(self.parameter, shell)
+        self.unbind()
+
     def bind(self, data: torch.Tensor) -> None:
         """Let the parameter point at `data`."""
         self.parameter.data = data
@@ -65,9 +75,7 @@ class BoundWeight:
         self.parameter.data = self.hollow
 
 
-def collect_weights(
-    module: nn.Module, sources: dict[str, WeightSource], device: torch.device
-) -> list[BoundWeight]:
+def collect_weights(module: nn.Module, sources: dict[str, WeightSource], device: torch.device) -> list[BoundWeight]:
     """The parameters of `module` that `sources` names, each once, in registration order."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     found: dict[int, tuple[str, nn.Parameter]] = {}
@@ -123,7 +131,7 @@ class FileViews:
         dtype = torch_dtype(source.dtype)
         if source.nbytes == 0:
             return torch.empty(source.shape, dtype=dtype)
-        if len(source.pieces) == 1 and source.pieces[0].file_offset % 16 == 0:
+        if len(source.pieces) == 1 and source.pieces[0].file_offset % dtype.itemsize == 0:
             return self._mapped(source.pieces[0].file, source.pieces[0].file_offset, source.nbytes, dtype).view(
                 source.shape
             )
@@ -139,9 +147,7 @@ class FileViews:
         identity.check()
         start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         with identity.path.open("rb") as handle:
-            mapping = mmap.mmap(
-                handle.fileno(), offset - start + nbytes, access=mmap.ACCESS_COPY, offset=start
-            )
+            mapping = mmap.mmap(handle.fileno(), offset - start + nbytes, access=mmap.ACCESS_COPY, offset=start)
         return torch.frombuffer(mapping, dtype=dtype, count=nbytes // dtype.itemsize, offset=offset - start)
 
 

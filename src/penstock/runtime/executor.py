@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import nn
 
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.runtime.binding import BoundWeight, FileViews
-from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.pipeline import READY, Pipeline
 from penstock.runtime.schedule import BoundCall, Schedule, Site
 
+_NO_SCHEDULE = Schedule((), (), (), (), (), (), ())
 
 
 class Executor:
@@ -34,6 +36,8 @@ class Executor:
         self._by_parameter = {id(weight.parameter): weight for weight in weights}
         self._views = views
         self._mapped: list[BoundWeight] = []
+        self._looked_up: set[int] = set()
+        self._early: list[int] = []
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._depth = 0
@@ -42,6 +46,8 @@ class Executor:
         self._expected = 0
         self._used: list[int] = []
         self._is_cold = True
+        self._schedule: Schedule = _NO_SCHEDULE
+        self._order: tuple[int, ...] = ()
         self.mapped_reads = 0
         self.passes = 0
 
@@ -51,6 +57,11 @@ class Executor:
         self._order = schedule.warm_order
         self._is_cold = True
         self._restart()
+
+    def uninstall(self) -> None:
+        """Follow nothing, so that nothing keeps an arena in memory."""
+        self._schedule = _NO_SCHEDULE
+        self.__dict__.pop("_pipeline", None)
 
     def settle(self, schedule: Schedule) -> None:
         """Follow `schedule`, which has the same loads, now that every resident weight is in memory."""
@@ -96,6 +107,7 @@ class Executor:
     def _end_pass(self, *, complete: bool) -> None:
         self.passes += 1
         self._unmap()
+        self._drop_early()
         used, self._used = self._used, []
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
@@ -103,9 +115,8 @@ class Executor:
             self._order = self._schedule.warm_order
             self._restart()
         elif self._is_cold:
-            self._is_cold = any(
-                load.resident and self._pipeline.states[index] != 2 for index, load in enumerate(self._schedule.planned)
-            )
+            states, planned = self._pipeline.states, self._schedule.planned
+            self._is_cold = any(planned[load].resident and states[load] != READY for load in self._schedule.cold_order)
             if not in_order:
                 self._restart()
         elif not in_order or len(self._order) != len(self._schedule.warm_order):
@@ -143,6 +154,8 @@ class Executor:
                 self._let_go(call.loads[:taken], frozenset())
                 raise
             self._used.extend(call.loads)
+            if self._early:
+                self._drop_early()
             return call
         except BaseException:
             self._leave()
@@ -203,11 +216,39 @@ class Executor:
     def map_absent(self, parameter: nn.Parameter) -> None:
         """A weight is read that is not in memory: inside a pass, map it until the pass ends."""
         weight = self._by_parameter.get(id(parameter))
-        if weight is None or self._owner != threading.get_ident():
+        if weight is None or self._owner != threading.get_ident() or id(parameter) in self._looked_up:
+            return
+        if self._take_early(weight):
             return
         weight.bind(self._views.view(weight.source))
         self._mapped.append(weight)
         self.mapped_reads += 1
+
+    def _take_early(self, weight: BoundWeight) -> bool:
+        """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
+        schedule = self._schedule
+        if self._expected >= len(schedule.calls):
+            return False
+        for load in schedule.calls[self._expected].loads:
+            if schedule.loads[load].weight is weight:
+                self._pipeline.hold(load)
+                weight.bind(schedule.loads[load].data)
+                self._early.append(load)
+                return True
+        return False
+
+    def _drop_early(self) -> None:
+        early, self._early = self._early, []
+        self._let_go(tuple(early), frozenset())
+
+    @contextmanager
+    def looking_up(self, parameter: nn.Parameter) -> Iterator[None]:
+        """While only rows of it are read, the parameter itself may stay absent."""
+        self._looked_up.add(id(parameter))
+        try:
+            yield
+        finally:
+            self._looked_up.discard(id(parameter))
 
     def _unmap(self) -> None:
         while self._mapped:
@@ -224,5 +265,3 @@ class Executor:
         self._unmap()
         for weight in self._weights:
             weight.unbind()
-
-

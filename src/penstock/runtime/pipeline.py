@@ -47,6 +47,12 @@ class PipelineStats:
     stall_seconds: float = 0.0
     demand_loads: int = 0
 
+    def __iadd__(self, other: PipelineStats) -> PipelineStats:
+        self.bytes_read += other.bytes_read
+        self.stall_seconds += other.stall_seconds
+        self.demand_loads += other.demand_loads
+        return self
+
 
 class Pipeline:
     """Executes loads into one arena. Every public method may be called by any thread but `wait` by one at a time."""

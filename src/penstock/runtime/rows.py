@@ -54,7 +54,9 @@ class RowTable:
         lock = threading.Lock()
 
         def serve() -> None:
-            buffer = mmap.mmap(-1, max(end - begin for begin, end, _, _ in spans), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            buffer = mmap.mmap(
+                -1, max(end - begin for begin, end, _, _ in spans), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
             while True:
                 with lock:
                     span = next(take, None)
@@ -124,5 +126,3 @@ class RowLookup(TorchDispatchMode):
             self._count(rows.numel() * rows.element_size())
             return torch.ops.aten.embedding.default(rows, torch.from_numpy(inverse).view(indices.shape))
         return func(*args, **(kwargs or {}))
-
-

@@ -96,9 +96,7 @@ def make_schedule(
     bound = []
     for place, load in zip([*plan.loads, *plan.resident], planned, strict=True):
         weight = weights[place.weight]
-        data = arena.tensor(
-            settled_offset(load.offset, realign=load.realign), weight.hollow.dtype, load.source.shape
-        )
+        data = arena.tensor(settled_offset(load.offset, realign=load.realign), weight.hollow.dtype, load.source.shape)
         bound.append(BoundLoad(weight, data))
     users = _users(plan, problem)
     cold_order = sorted(users, key=lambda load: (users[load][0], load))

@@ -28,6 +28,9 @@ class Arena(ABC):
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor over the bytes from `offset`: no copy, with a storage of exactly its own bytes."""
 
+    def populate(self) -> None:  # noqa: B027  (where memory is always there, there is nothing to do)
+        """Have the memory at once, not page by page as it is first written: for measuring what else grows."""
+
     @abstractmethod
     def close(self) -> None:
         """Give the memory back once no tensor points into it. Safe to call twice."""

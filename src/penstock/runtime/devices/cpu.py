@@ -5,6 +5,7 @@ Python threads suffice: the interpreter lock is released inside `preadv` and ins
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -21,6 +22,7 @@ from penstock.runtime.storage import Storage
 
 READ_NBYTES = 4 << 20
 THREADS = 2
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module does not name it
 
 
 class CpuArena(Arena):
@@ -41,6 +43,10 @@ class CpuArena(Arena):
         if count == 0:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+
+    def populate(self) -> None:
+        with contextlib.suppress(OSError):  # older kernels fill page by page
+            self._memory.madvise(_MADV_POPULATE_WRITE)
 
     def move(self, offset: int, to: int, nbytes: int) -> None:
         """Move bytes within the arena; the interpreter lock is free meanwhile."""
@@ -64,7 +70,8 @@ class CpuQueue(TransferQueue):
     """Reader threads over one storage and one arena."""
 
     def __init__(self, arena: CpuArena, storage: Storage, done: Completion, *, threads: int, read_nbytes: int) -> None:
-        self._arena, self._storage, self._done = arena, storage, done
+        self._arena, self._storage = arena, storage
+        self._done: Completion = done
         self._read_nbytes = read_nbytes
         self._reads: deque[tuple[_Transfer, ReadRequest]] = deque()
         self._changed = threading.Condition()
@@ -137,7 +144,13 @@ class CpuQueue(TransferQueue):
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        self._threads.clear()
+        self._done = _nobody  # or queue and owner would keep each other, and the arena, until garbage is collected
         self._storage.close()
+
+
+def _nobody(ticket: int, error: BaseException | None) -> None:
+    """Nobody waits any more."""
 
 
 class CpuDevice(Device):

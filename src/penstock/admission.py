@@ -1,0 +1,103 @@
+"""Which calls a plan has room for: what is known of every kind of call, and what it asks of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from penstock.profile import looks_up_rows
+from penstock.runtime.binding import BoundWeight
+from penstock.signature import Signature
+from penstock.trace import Trace, TracedCall
+from penstock.tracestore import TraceStore
+
+_QUANTUM_NBYTES = 1 << 20
+"""Measured overheads are rounded up to this, so that two processes make the same plan."""
+
+
+class Admission:
+    """The traces of one streamed module, kept between processes by `store`.
+
+    Attributes:
+        primary: the trace that plans are made for: the first, or one with more layer calls.
+        single_row: weights that some known call multiplies with a single row.
+    """
+
+    def __init__(self, store: TraceStore) -> None:
+        self._store = store
+        self._traces: dict[Signature, Trace] = {}
+        self.primary: Trace | None = None
+        self.single_row = store.single_row()
+
+    def use_latest(self) -> Trace | None:
+        """Begin with the kind of call that an earlier process recorded last."""
+        self.primary = self._store.latest()
+        return self.primary
+
+    def trace(self, signature: Signature) -> Trace | None:
+        """The trace of exactly this kind of call, from this process or an earlier one."""
+        found = self._traces.get(signature) or self._store.get(signature)
+        if found is not None:
+            self._adopt(signature, found)
+        return found
+
+    def add(self, signature: Signature, trace: Trace) -> None:
+        """Know and keep the trace of a kind of call."""
+        before = self._traces.get(signature)
+        self._adopt(signature, trace)
+        if before is not None and self.primary is before:
+            self.primary = trace
+        self._store.put(signature, trace)
+
+    def _adopt(self, signature: Signature, trace: Trace) -> None:
+        self._traces[signature] = trace
+        self.single_row |= trace.single_row
+        if (
+            self.primary is None
+            or len(trace.calls) > len(self.primary.calls)
+            or not self.primary.calls
+            or (self.primary.calls == trace.calls and self.primary.overhead_nbytes < trace.overhead_nbytes)
+        ):
+            self.primary = trace
+
+    def activations_nbytes(self, signature: Signature) -> int | None:
+        """Bytes that a call like this needs for its own tensors and its arguments; None where nothing tells."""
+        needs = []
+        for known, trace in self._traces.items():
+            growth = known.growth_to(signature)
+            if growth is not None:
+                needs.append(int((trace.activations_nbytes + known.nbytes) * growth))
+        return min(needs, default=None)
+
+    @property
+    def overhead_nbytes(self) -> int:
+        """What known calls were measured to take beyond arena and I/O buffers; 0 before any was."""
+        return max((trace.overhead_nbytes for trace in self._traces.values()), default=self._primary_overhead())
+
+    def _primary_overhead(self) -> int:
+        return self.primary.overhead_nbytes if self.primary is not None else 0
+
+    def note_overhead(self, signature: Signature, nbytes: int) -> None:
+        """A pass of this kind was measured."""
+        trace = self._traces.get(signature)
+        rounded = -(-nbytes // _QUANTUM_NBYTES) * _QUANTUM_NBYTES
+        if trace is not None and rounded > trace.overhead_nbytes:
+            self.add(signature, replace(trace, overhead_nbytes=rounded))
+
+
+def assumed_trace(root: nn.Module, weights: Sequence[BoundWeight]) -> Trace:
+    """Before anything is known: layers run in the order in which they were registered."""
+    reads: dict[int, list[int]] = {}
+    for index, weight in enumerate(weights):
+        for owner, _ in weight.owners:
+            if not (isinstance(owner, nn.Embedding) and looks_up_rows(weight)):
+                reads.setdefault(id(owner), []).append(index)
+    calls = []
+    for name, module in root.named_modules():
+        if id(module) in reads:
+            read = tuple(dict.fromkeys(reads[id(module)]))
+            seconds = sum(weights[i].source.nbytes for i in read) / 1e10
+            calls.append(TracedCall(name, read, (), seconds, len(calls)))
+    return Trace(tuple(weight.name for weight in weights), tuple(calls), 0, frozenset(), {}, False)

@@ -1,0 +1,56 @@
+"""One plan in memory: its arena, its pipeline, and the schedules that are bound to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from penstock.planning import Plan, Problem
+from penstock.runtime.binding import BoundWeight
+from penstock.runtime.devices.base import Device
+from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.schedule import make_schedule
+from penstock.runtime.storage import Storage
+
+
+class Installation:
+    """What a plan takes while it is in force.
+
+    Attributes:
+        cold, warm: the schedule of passes that may still load residents, and of later ones.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        problem: Problem,
+        *,
+        weights: Sequence[BoundWeight],
+        modules: dict[str, nn.Module],
+        device: Device,
+        storage: Storage,
+        realign: frozenset[int],
+        populate: bool,
+    ) -> None:
+        """Take the arena and start the pipeline, which owns `storage` from now on.
+
+        Args:
+            populate: take all of the arena's memory at once.
+        """
+        self.plan, self.problem = plan, problem
+        try:
+            arena = device.allocate(plan.arena_nbytes)
+            if populate:
+                arena.populate()
+            self.cold, self.warm = make_schedule(plan, problem, weights, modules, arena, realign)
+            self.pipeline = Pipeline(device, arena, storage, self.cold.planned)
+        except BaseException:
+            storage.close()
+            raise
+        self._arena = arena
+
+    def close(self) -> None:
+        """End every transfer and thread; the memory goes with the last tensor over it."""
+        self.pipeline.close()
+        self._arena.close()
