@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from penstock.profile import looks_up_rows
 from penstock.runtime.binding import BoundWeight
 from penstock.signature import Signature
 from penstock.trace import Trace, TracedCall
@@ -92,11 +91,11 @@ def assumed_trace(root: nn.Module, weights: Sequence[BoundWeight]) -> Trace:
     reads: dict[int, list[int]] = {}
     for index, weight in enumerate(weights):
         for owner, _ in weight.owners:
-            if not (isinstance(owner, nn.Embedding) and looks_up_rows(weight)):
-                reads.setdefault(id(owner), []).append(index)
-    calls = []
+            reads.setdefault(id(owner), []).append(index)
+    calls: list[TracedCall] = []
+    tables = {path for weight in weights for path in weight.row_paths}
     for name, module in root.named_modules():
-        if id(module) in reads:
+        if id(module) in reads and name not in tables:
             read = tuple(dict.fromkeys(reads[id(module)]))
             seconds = sum(weights[i].source.nbytes for i in read) / 1e10
             calls.append(TracedCall(name, read, (), seconds, len(calls)))

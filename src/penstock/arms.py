@@ -99,7 +99,11 @@ class Arm:
             raise RuntimeError("subprocess.PIPE gave no pipe")
         self._questions, self._answers = self._process.stdin, self._process.stdout
         where = {"path": str(group.path), "version": group.version} if group is not None else None
-        self._first = self._ask({"spec": asdict(spec), "group": where})
+        try:
+            self._first = self._ask({"spec": asdict(spec), "group": where})
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, *, counted: bool = True) -> None:
         """One pass."""

@@ -64,18 +64,11 @@ def make_problem(
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
 
 
-def looks_up_rows(weight: BoundWeight) -> bool:
-    """Whether rows of this weight can be read alone: a large table in one piece."""
-    source = weight.source
-    return len(source.pieces) == 1 and len(source.shape) == 2 and source.nbytes > TINY_NBYTES
-
-
 def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:
     source = weight.source
     pieces = coalesced(source.pieces)
     lead = pieces[0].file_offset % BLOCK_NBYTES if pieces else 0
     requests = read_requests(source, lead, block_nbytes=BLOCK_NBYTES, read_nbytes=READ_NBYTES)
-    rows_only = rows_only and looks_up_rows(weight)
     row_seconds = row_count * profile.request_seconds / 2 if rows_only else 0.0
     return Weight(weight.name, max(source.nbytes, 1), lead, max(len(requests), 1), rows_only, row_seconds)
 

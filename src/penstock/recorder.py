@@ -114,7 +114,7 @@ class Recorder(TorchDispatchMode):
         frame = self._stack[-1]
         if func in _ROW_READS:
             table = self._weight_of(args[0])
-            if table is not None:
+            if table is not None and frame.module in self._weights[table].row_paths:
                 frame.row_reads.add(table)
                 self._row_counts[table] = self._row_counts.get(table, 0) + args[1].numel()
                 return

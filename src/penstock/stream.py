@@ -20,7 +20,7 @@ from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
-from penstock.profile import looks_up_rows, make_problem
+from penstock.profile import make_problem
 from penstock.recorder import Clock, Recorder, heard, listening
 from penstock.runtime.attachment import Attachment
 from penstock.runtime.binding import BoundWeight, FileViews
@@ -176,11 +176,11 @@ class Stream:
         attachment.refuse(self.weights)
         attachment.materialise_state(self.weights, lambda weight: read_weight(self._storage, weight.source))
         attachment.show_device(self._device.torch_device)
-        for weight in filter(looks_up_rows, self.weights):
-            for owner, _ in weight.owners:
-                if isinstance(owner, nn.Embedding) and owner.max_norm is None:
-                    table = RowTable(self._storage, weight.source)
-                    attachment.wrap_rows(owner, weight.parameter, table, executor, self._count_rows)
+        for weight in self.weights:
+            for path in weight.row_paths:
+                table = RowTable(self._storage, weight.source)
+                owner = module.get_submodule(path)
+                attachment.wrap_rows(owner, weight.parameter, table, executor, self._count_rows)
         module.__dict__["_penstock_stream"] = self
 
     def prepare(self, args: Any, kwargs: Any) -> None:

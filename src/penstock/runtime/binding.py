@@ -20,6 +20,10 @@ from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.errors import CheckpointError
 
 
+SMALL_TABLE_NBYTES = 32 << 10
+"""Tables up to this are loaded whole: a few reads of rows would take longer."""
+
+
 def unreadable(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of `shape` without memory that can stand in for one on `device`."""
     hollow = torch.empty(shape, dtype=dtype, device="meta")
@@ -44,6 +48,7 @@ class BoundWeight:
         parameter: the one object that every owner holds.
         owners: the modules that hold it and under which attribute.
         source: its bytes in the checkpoint.
+        row_paths: the embedding layers among its owners, if rows of it can be read alone.
     """
 
     name: str
@@ -51,6 +56,7 @@ class BoundWeight:
     owners: tuple[tuple[nn.Module, str], ...]
     source: WeightSource
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    row_paths: frozenset[str] = frozenset()
     hollow: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +86,7 @@ def collect_weights(module: nn.Module, sources: dict[str, WeightSource], device:
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     found: dict[int, tuple[str, nn.Parameter]] = {}
     source_of: dict[int, WeightSource] = {}
+    lookups: dict[int, set[str]] = {}
     for prefix, owner in module.named_modules():
         for attribute, parameter in owner._parameters.items():
             if parameter is None:
@@ -89,11 +96,24 @@ def collect_weights(module: nn.Module, sources: dict[str, WeightSource], device:
             found.setdefault(id(parameter), (name, parameter))
             if name in sources:
                 source_of.setdefault(id(parameter), sources[name])
+            if isinstance(owner, nn.Embedding) and owner.max_norm is None:  # which would write to the table
+                lookups.setdefault(id(parameter), set()).add(prefix)
     return [
-        BoundWeight(name, parameter, tuple(owners[key]), source_of[key], device)
+        BoundWeight(
+            name,
+            parameter,
+            tuple(owners[key]),
+            source_of[key],
+            device,
+            frozenset(lookups.get(key, ())) if _has_rows(source_of[key]) else frozenset(),
+        )
         for key, (name, parameter) in found.items()
         if key in source_of
     ]
+
+
+def _has_rows(source: WeightSource) -> bool:
+    return len(source.pieces) == 1 and len(source.shape) == 2 and source.nbytes > SMALL_TABLE_NBYTES
 
 
 class GuardedParameters(dict[str, nn.Parameter | None]):
