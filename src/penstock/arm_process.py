@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -96,7 +97,8 @@ def enter(group: MemoryGroup | None) -> int:
     if group is not None:
         group.enter()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        with contextlib.suppress(OSError):  # the peak then counts what was used before, too
+            Path("/proc/self/clear_refs").write_text("5")
     return _status_nbytes("VmRSS")
 
 
@@ -146,6 +148,9 @@ def main() -> None:
             _serve(sys.stdin.readline, write)
         except (PenstockError, OSError, MemoryError) as error:
             print(json.dumps({"error": str(error) or type(error).__name__}), file=write, flush=True)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # as models refuse inputs
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(json.dumps({"error": f"it refuses these inputs: {first_line}"}), file=write, flush=True)
 
 
 if __name__ == "__main__":

@@ -132,10 +132,14 @@ class Arm:
             stats=report["stats"],
         )
 
-    def close(self) -> None:
-        """Ends the child."""
+    def kill(self) -> None:
+        """Ends the child at once."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """Ends the child and lets go of everything."""
+        self.kill()
         for pipe in (self._questions, self._answers):
             with contextlib.suppress(OSError):  # a broken pipe with something left to flush
                 pipe.close()

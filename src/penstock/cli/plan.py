@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli.options import Batch, Budget, Inputs, Json, Model, Strategy, Tokens
-from penstock.cli.run import refusals
+from penstock.cli.run import refusals, streamed
 from penstock.cli.terminal import Terminal
 from penstock.models import ModelFolder, open_folder
 
@@ -32,10 +32,8 @@ def plan(
     example = example_for(folder, inputs, batch, tokens)
     with terminal.progress() as report, refusals(f"{cls.__name__} refuses these inputs"):
         report("planning", 0, 0)
-        module = penstock.from_pretrained(cls, folder.path, budget=budget, strategy=strategy, example=example)
-        handle = penstock.inspect(module)
-        found = handle.plan
-        handle.close()
+        with streamed(cls, folder.path, budget=budget, strategy=strategy, example=example) as module:
+            found = penstock.inspect(module).plan
     terminal.show(found.explain())
     terminal.emit(json.loads(found.to_json()))
 

@@ -89,15 +89,14 @@ def _map_tensors(
     _check_names(cls, arguments)
     with terminal.progress() as report:
         report("loading", 0, 0)
-        module = penstock.from_pretrained(cls, folder.path, budget=budget, strategy=strategy).eval()
-        report("running", 0, 0)
-        with torch.inference_mode(), refusals(f"{cls.__name__} refuses these inputs"):
-            started = time.perf_counter()
-            result = named_tensors(module(**arguments))
-            seconds = time.perf_counter() - started
-        save_tensors(result, outputs)
-    stats = penstock.inspect(module).stats
-    penstock.inspect(module).close()
+        with streamed(cls, folder.path, budget=budget, strategy=strategy) as module:
+            report("running", 0, 0)
+            with torch.inference_mode(), refusals(f"{cls.__name__} refuses these inputs"):
+                started = time.perf_counter()
+                result = named_tensors(module(**arguments))
+                seconds = time.perf_counter() - started
+            save_tensors(result, outputs)
+            stats = penstock.inspect(module).stats
     for name, tensor in result.items():
         terminal.show(f"{name}: {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}")
     terminal.show(f"{milliseconds(seconds)}; {_spent(stats)}; written to {outputs}")
@@ -105,6 +104,18 @@ def _map_tensors(
         name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)} for name, t in result.items()
     }
     terminal.emit({"outputs": described, "path": str(outputs), "seconds": seconds, "stats": asdict(stats)})
+
+
+@contextmanager
+def streamed(cls: Any, path: Path, **how: Any) -> Iterator[Any]:
+    """The streamed model in evaluation mode, its stream closed at the end of the block."""
+    import penstock
+
+    module = penstock.from_pretrained(cls, path, **how).eval()
+    try:
+        yield module
+    finally:
+        penstock.inspect(module).close()
 
 
 @contextmanager
