@@ -12,20 +12,20 @@ from torch import nn
 
 from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint, WeightSource
+from penstock.dryrun import dry_trace
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
 from penstock.matching import match
 from penstock.planning import Plan
-from penstock.runtime.binding import collect_weights
+from penstock.preview import preview
+from penstock.runtime.binding import BoundWeight, collect_weights
 from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
 from penstock.runtime.reading import read_weight
 from penstock.runtime.storage import FileStorage
-from penstock.signature import Signature
 from penstock.spill import spill
 from penstock.stream import Stream
-from penstock.tracestore import TraceStore, kept_plan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 StrPath = str | os.PathLike[str]
@@ -77,7 +77,7 @@ def stream(
         earlier.close(remove_files=checkpoint is not None)
     elif checkpoint is None:
         opened, folder = spill(module, offload_folder)
-        sources = match(module, opened)
+        sources = dict(opened.tensors)  # parameters only: buffers stay where they are
     else:
         opened, folder = Checkpoint.open(checkpoint), None
         sources = match(module, opened)
@@ -172,24 +172,22 @@ def plan(
     args, kwargs = _arguments(example)
     _check_module(module)
     if checkpoint is None:
-        return inspect(module).plan_for(args, kwargs, budget=cap, strategy=strategy)
+        return inspect(module).preview(args, kwargs, budget=cap, strategy=strategy)
     if _stream_of(module) is not None:
-        raise StreamStateError("this module is streamed from another checkpoint: leave `checkpoint` out, or restore it")
+        raise StreamStateError("this module is streamed already: leave `checkpoint` out, or call penstock.restore first")
     opened = Checkpoint.open(checkpoint)
-    weights = collect_weights(module, match(module, opened), target.torch_device)
-    _check_weights(module, weights)
-    signature = Signature.of(args, kwargs)
-    trace = TraceStore(module, weights, opened.fingerprint).get(signature)
-    trace = trace or dry_trace(module, module.forward, weights, args, kwargs) or assumed_trace(module, weights)
-    problem = make_problem(
-        trace,
+    weights = _collect(module, match(module, opened), target)
+    return preview(
+        module,
         weights,
-        storage_profile(opened.files[0].path),
-        budget_nbytes=cap.nbytes,
-        activations_nbytes=trace.activations_nbytes + signature.nbytes,
+        opened,
+        args,
+        kwargs,
+        dry=lambda args, kwargs: dry_trace(module, module.forward, weights, args, kwargs),
+        budget=cap,
+        strategy=strategy,
         fixed_nbytes=_fixed_nbytes(module, weights),
     )
-    return kept_plan(problem, strategy)
 
 
 def _start(
@@ -203,8 +201,7 @@ def _start(
     folder: Path | None,
     footprint: Footprint,
 ) -> Stream:
-    weights = collect_weights(module, dict(sources), device.torch_device)
-    _check_weights(module, weights)
+    weights = _collect(module, sources, device)
     _load_buffers(module, checkpoint, sources)
     handle = Stream(
         module,
@@ -229,9 +226,11 @@ def _start(
     return handle
 
 
-def _check_weights(module: nn.Module, weights: list[BoundWeight]) -> None:
+def _collect(module: nn.Module, sources: Mapping[str, WeightSource], device: Device) -> list[BoundWeight]:
+    weights = collect_weights(module, dict(sources), device.torch_device)
     if not weights:
         raise UnsupportedModelError(f"{type(module).__name__} has no weights to stream")
+    return weights
 
 
 def _fixed_nbytes(module: nn.Module, weights: list[BoundWeight]) -> int:
