@@ -19,6 +19,7 @@ from penstock.hub import load_skeleton
 from penstock.matching import match
 from penstock.planning import Plan
 from penstock.preview import preview
+from penstock.provision import Provision
 from penstock.runtime.binding import BoundWeight, collect_weights
 from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
@@ -203,7 +204,7 @@ def _start(
 ) -> Stream:
     weights = _collect(module, sources, device)
     _load_buffers(module, checkpoint, sources)
-    handle = Stream(
+    provision = Provision(
         module,
         checkpoint,
         weights,
@@ -214,12 +215,10 @@ def _start(
         footprint=footprint,
         owned_folder=folder,
     )
+    handle = Stream(provision)
     handle.attach()
     try:
-        if example is not None:
-            handle.prepare(*_arguments(example))
-        else:
-            handle.prepare_from_store()
+        handle.prepare(_arguments(example) if example is not None else None)
     except BaseException:
         restore(module) if folder is not None else handle.close()
         raise

@@ -7,10 +7,12 @@ work of each layer until a real pass has measured them.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,8 +32,11 @@ def dry_trace(
 ) -> Trace | None:
     """Trace a call of `root`, whose own forward is `forward`, with these arguments without computing it.
 
-    Returns None where the module cannot run so: its control flow asks for values that only a real pass has.
+    Returns None where the module cannot run so: its control flow asks for values that only a real pass has, or hooks,
+    which are other people's code, would be shown tensors without data.
     """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in root.modules() if module is not root):
+        return None
     from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports that a warm start does not need
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -42,12 +47,55 @@ def dry_trace(
     fake_kwargs = map_tensors(kwargs, mode.from_tensor)
     recorder = Recorder(weights, stand_ins=stand_ins, counts_work=True)
     try:
-        with torch.no_grad(), _replaced(weights, fakes), mode, listening(recorder, root), recorder:
+        with unchanged(root), torch.no_grad(), _replaced(weights, fakes), mode, listening(recorder, root), recorder:
             heard(recorder, "", forward)(*fake_args, **fake_kwargs)
     except Exception as error:  # whatever stops it, a real pass records the same
         logger.debug("no dry run of %s: %r", type(root).__name__, error)
         return None
     return recorder.trace(is_timed=False)
+
+
+@contextmanager
+def unchanged(root: nn.Module) -> Iterator[None]:
+    """Give every module below `root` the attributes back that it had, and the generators their states.
+
+    A pass may keep tensors for the next one: in attributes, in buffers, in lists and dictionaries.
+    """
+    before = [
+        (module, dict(vars(module)), dict(module._buffers), [_copied(value) for value in vars(module).values()])
+        for module in root.modules()
+    ]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for module, attributes, buffers, containers in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            for copied in containers:
+                if copied is not None:
+                    copied()
+
+
+def _copied(value: Any) -> Callable[[], None] | None:
+    """What puts the contents of a plain container back."""
+    if type(value) is list:
+        items = list(value)
+        return lambda: value.__setitem__(slice(None), items)
+    if type(value) is dict or type(value) is set:
+        content = value.copy()
+
+        def put_back() -> None:
+            value.clear()
+            value.update(content)
+
+        return put_back
+    return None
 
 
 @contextmanager

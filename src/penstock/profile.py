@@ -22,6 +22,9 @@ CALL_NBYTES = 4 << 10
 
 TINY_NBYTES = 32 << 10
 
+MEASURABLE_NBYTES = 8 << 20
+"""Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
+
 
 def make_problem(
     trace: Trace,

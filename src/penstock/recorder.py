@@ -54,6 +54,19 @@ class _Frame:
     row_reads: set[int] = field(default_factory=set)
 
 
+def as_unwatched(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call an operation from within `__torch_dispatch__` with the bits that it has without one.
+
+    Under inference mode composite operations arrive here whole, and torch has switched off the key by which views of
+    weights know that these require gradients; `matmul` folds its arguments or not by that, which changes last bits.
+    """
+    if not torch.is_inference_mode_enabled() or func.namespace == "prim" or not func._can_decompose():
+        return func(*args, **kwargs)
+    with torch._C._PreserveDispatchKeyGuard():
+        torch._C._dispatch_tls_set_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView, False)
+        return func(*args, **kwargs)
+
+
 class Recorder(TorchDispatchMode):
     """Active during the recorded pass.
 
@@ -104,8 +117,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._stack and not func.is_view and func.namespace != "prim":  # views and device queries read nothing
             self._note_reads(func, args, kwargs)
-        result = func(*args, **kwargs)
-        self._note_allocations(result)
+        result = as_unwatched(func, args, kwargs)
+        self._note_allocations(result, _storages((*args, *kwargs.values())))
         if self._counts_work and self._stack:
             self._stack[-1].work_seconds += _work_seconds(func, args, kwargs, result)
         return result
@@ -143,13 +156,13 @@ class Recorder(TorchDispatchMode):
         """Know views of `data` as views of this weight."""
         self._stand_ins[data.untyped_storage()._cdata] = weight
 
-    def _note_allocations(self, result: Any) -> None:
+    def _note_allocations(self, result: Any, arguments: set[int]) -> None:
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if not isinstance(tensor, torch.Tensor) or tensor.is_sparse:
                 continue
             storage = tensor.untyped_storage()
             key = storage._cdata
-            if key in self._live or key in self._stand_ins:
+            if key in self._live or key in self._stand_ins or key in arguments:
                 continue
             nbytes = storage.nbytes()
             self._live[key] = nbytes
@@ -208,6 +221,16 @@ class Recorder(TorchDispatchMode):
         return work
 
 
+def _storages(values: Sequence[Any]) -> set[int]:
+    """The storages of tensors among an operation's arguments: a result over one of them is a view, nothing new."""
+    return {
+        tensor.untyped_storage()._cdata
+        for value in values
+        for tensor in (value if isinstance(value, list | tuple) else (value,))
+        if isinstance(tensor, torch.Tensor) and not tensor.is_sparse
+    }
+
+
 def _work_seconds(func: Any, args: Any, kwargs: Any, result: Any) -> float:
     """A rough time for one operation: arithmetic where it is known, plus the memory that it writes."""
     count = flop_registry.get(func.overloadpacket)
@@ -237,7 +260,7 @@ class Clock:
         self._ended = (perf_counter(), self._stalled())
 
     def timed(self, trace: Trace) -> Trace | None:
-        """`trace` with measured times; None if the pass did not make exactly its calls."""
+        """`trace` with measured times, the shorter ones if it has some; None if the pass did not make just its calls."""
         if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
             return None
         ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended]
@@ -245,6 +268,8 @@ class Clock:
             max(end - began - (stall_end - stalled), 0.0)
             for (_, began, stalled), (end, stall_end) in zip(self._begun, ends, strict=True)
         ]
+        if trace.is_timed:
+            seconds = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
         calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
         return replace(trace, calls=calls, is_timed=True)
 

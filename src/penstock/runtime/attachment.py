@@ -139,13 +139,13 @@ class Attachment:
 
 
 def _layer(executor: Executor, site: Site, forward: Callable[..., Any]) -> Callable[..., Any]:
-    begin, end = executor.begin, executor.end
+    begin, end, own = executor.begin, executor.end, executor.own
 
     @functools.wraps(forward)
     def streamed_layer(*args: Any, **kwargs: Any) -> Any:
         call = begin(site)
         try:
-            return forward(*args, **kwargs)
+            return own(call, forward(*args, **kwargs))
         finally:
             end(call)
 

@@ -26,9 +26,10 @@ SMALL_TABLE_NBYTES = 32 << 10
 
 def unreadable(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of `shape` without memory that can stand in for one on `device`."""
-    hollow = torch.empty(shape, dtype=dtype, device="meta")
-    hollow.untyped_storage().resize_(0)  # so that gathers and slices raise too
-    return torch.Tensor._make_subclass(torch.Tensor, hollow, False, device_for_backend_keys=device)
+    with torch.inference_mode(False):
+        hollow = torch.empty(shape, dtype=dtype, device="meta")
+        hollow.untyped_storage().resize_(0)  # so that gathers and slices raise too
+        return torch.Tensor._make_subclass(torch.Tensor, hollow, False, device_for_backend_keys=device)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -68,7 +69,8 @@ class BoundWeight:
         A parameter of a skeleton on the meta device changes its tensor underneath: the object and its class stay.
         """
         if self.parameter.is_meta and "Meta" in str(torch._C._dispatch_keys(self.parameter)):
-            shell = nn.Parameter(torch.empty(0, device=self.device), requires_grad=self.parameter.requires_grad)
+            with torch.inference_mode(False):
+                shell = nn.Parameter(torch.empty(0, device=self.device), requires_grad=self.parameter.requires_grad)
             torch._C._swap_tensor_impl(self.parameter, shell)
         self.unbind()
 
@@ -148,6 +150,10 @@ class FileViews:
 
     def view(self, source: WeightSource) -> torch.Tensor:
         """`source` as a tensor: mapped where it lies in one aligned piece, else copied from its pieces."""
+        with torch.inference_mode(False):
+            return self._view(source)
+
+    def _view(self, source: WeightSource) -> torch.Tensor:
         dtype = torch_dtype(source.dtype)
         if source.nbytes == 0:
             return torch.empty(source.shape, dtype=dtype)

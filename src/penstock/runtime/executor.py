@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import nn
 
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.runtime.binding import BoundWeight, FileViews
-from penstock.runtime.pipeline import READY, Pipeline
+from penstock.runtime.passes import NO_GRADIENTS, apart, computing
+from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError
 from penstock.runtime.schedule import BoundCall, Schedule, Site
 
 _NO_SCHEDULE = Schedule((), (), (), (), (), (), ())
@@ -35,7 +36,7 @@ class Executor:
         self._weights = weights
         self._by_parameter = {id(weight.parameter): weight for weight in weights}
         self._views = views
-        self._mapped: list[BoundWeight] = []
+        self._mapped: dict[int, torch.Tensor] = {}
         self._looked_up: set[int] = set()
         self._early: list[int] = []
         self._lock = threading.RLock()
@@ -66,6 +67,9 @@ class Executor:
     def settle(self, schedule: Schedule) -> None:
         """Follow `schedule`, which has the same loads, now that every resident weight is in memory."""
         self._schedule = schedule
+        for load in schedule.cold_order:  # a layer that no pass has called yet is not attended to any more
+            if schedule.planned[load].resident:
+                schedule.loads[load].weight.bind(schedule.loads[load].data)
 
     @property
     def is_cold(self) -> bool:
@@ -76,15 +80,20 @@ class Executor:
 
     def run_pass(self, forward: Callable[..., Any], before: Callable[[], None], args: Any, kwargs: Any) -> Any:
         """One call of the streamed module. `before` runs once the pass is this thread's alone."""
+        self._check_process()  # first: another thread may have held the lock when the process forked
         with self._lock:
             if self._in_pass:  # the module calls itself
                 return forward(*args, **kwargs)
             self.check_usable()
             before()
+            if self._expected:  # layers were called outside a pass
+                self._expected = 0
+                self._restart()
             self._in_pass, self._owner = True, threading.get_ident()
             complete = False
             try:
-                result = forward(*args, **kwargs)
+                with computing():
+                    result = forward(*args, **kwargs)
                 complete = True
                 return result
             finally:
@@ -93,15 +102,15 @@ class Executor:
 
     def check_usable(self) -> None:
         """Raises unless a pass may run here and now."""
+        self._check_process()
+        if torch.is_grad_enabled() and any(weight.parameter.requires_grad for weight in self._weights):
+            raise UnsupportedModelError(NO_GRADIENTS)
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise StreamStateError(
                 "this module was streamed before the process forked, and reader threads do not survive a fork: "
                 "call penstock.stream in the child, or start it by 'spawn'"
-            )
-        if torch.is_grad_enabled() and any(weight.parameter.requires_grad for weight in self._weights):
-            raise UnsupportedModelError(
-                "weights stream for inference, but gradients are enabled: call the module under "
-                "`with torch.inference_mode():` (or torch.no_grad()), or set requires_grad_(False)"
             )
 
     def _end_pass(self, *, complete: bool) -> None:
@@ -112,6 +121,7 @@ class Executor:
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
         if not complete:
+            self._forget_holds()
             self._order = self._schedule.warm_order
             self._restart()
         elif self._is_cold:
@@ -125,6 +135,15 @@ class Executor:
             if followed != self._order:
                 self._order = followed
                 self._restart()
+
+    def _forget_holds(self) -> None:
+        """A pass was cut off, perhaps between a layer's begin and the place where its end is seen to."""
+        states, schedule = self._pipeline.states, self._schedule
+        self._early = []
+        for load, planned in enumerate(schedule.planned):
+            self._pipeline.held[load] = 0
+            if not (planned.resident and states[load] == READY):
+                schedule.loads[load].weight.unbind()
 
     def _restart(self) -> None:
         cold = self._schedule.cold_order
@@ -142,24 +161,40 @@ class Executor:
                 self._expected = expected + 1
             else:
                 expected = self._depart(site)
-            call = schedule.calls[expected]
-            taken = 0
-            try:
-                for load in call.loads:
-                    self._pipeline.hold(load)
-                    taken += 1
-                    bound = schedule.loads[load]
-                    bound.weight.bind(bound.data)
-            except BaseException:
-                self._let_go(call.loads[:taken], frozenset())
-                raise
+            call = self._hold(schedule.calls[expected])
             self._used.extend(call.loads)
             if self._early:
-                self._drop_early()
+                self._drop_early(call.loads)
             return call
         except BaseException:
             self._leave()
             raise
+
+    def _hold(self, call: BoundCall) -> BoundCall:
+        """Bind what `call` needs; returns what it holds, which is less where places are taken."""
+        loads, taken = self._schedule.loads, 0
+        missing: tuple[int, ...] = ()
+        try:
+            for load in call.loads:
+                bound = loads[load]
+                try:
+                    self._pipeline.hold(load)
+                except PlaceTakenError:
+                    missing = (*missing, load)
+                    self._map(bound.weight)
+                else:
+                    bound.weight.bind(bound.data)
+                taken += 1
+        except BaseException:
+            self._let_go(tuple(load for load in call.loads[:taken] if load not in missing), frozenset())
+            raise
+        if missing:
+            return BoundCall(tuple(load for load in call.loads if load not in missing), call.last_use)
+        return call
+
+    def own(self, call: BoundCall, result: Any) -> Any:
+        """`result` of the layer, without views of weights whose place others will take."""
+        return apart(result, self._pipeline.arena) if call.loads else result
 
     def end(self, call: BoundCall) -> None:
         """The layer has computed: what no other layer holds becomes unreadable and its space free."""
@@ -175,8 +210,22 @@ class Executor:
                 pipeline.held[load] -= 1
                 continue
             if pipeline.held[load] == 1:
-                schedule.loads[load].weight.unbind()
+                self._unbind(load)
             pipeline.release(load, keep=load not in last_use)
+
+    def _unbind(self, load: int) -> None:
+        """The weight of `load` becomes unreadable, unless a layer around this one has it from elsewhere."""
+        loads, held = self._schedule.loads, self._pipeline.held
+        weight = loads[load].weight
+        for other in loads[load].others:
+            if held[other]:
+                weight.bind(loads[other].data)
+                return
+        mapped = self._mapped.get(id(weight))
+        if mapped is None:
+            weight.unbind()
+        else:
+            weight.bind(mapped)
 
     def _depart(self, site: Site) -> int:
         """The call of `site` that the module most likely makes now; the pipeline goes on from there."""
@@ -203,11 +252,17 @@ class Executor:
                 raise
             self._owner = threading.get_ident()
             self._depth = 0
+            self._conditions = computing()
+            self._conditions.__enter__()
         self._depth += 1
 
     def _leave(self) -> None:
         self._depth -= 1
         if self._depth == 0 and not self._in_pass:
+            self._used.clear()
+            self._drop_early()
+            self._unmap()
+            self._conditions.__exit__(None, None, None)
             self._owner = None
             self._lock.release()
 
@@ -220,9 +275,14 @@ class Executor:
             return
         if self._take_early(weight):
             return
-        weight.bind(self._views.view(weight.source))
-        self._mapped.append(weight)
-        self.mapped_reads += 1
+        self._map(weight)
+
+    def _map(self, weight: BoundWeight) -> None:
+        mapped = self._mapped.get(id(weight))
+        if mapped is None:
+            mapped = self._mapped[id(weight)] = self._views.view(weight.source)
+            self.mapped_reads += 1
+        weight.bind(mapped)
 
     def _take_early(self, weight: BoundWeight) -> bool:
         """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
@@ -231,14 +291,19 @@ class Executor:
             return False
         for load in schedule.calls[self._expected].loads:
             if schedule.loads[load].weight is weight:
-                self._pipeline.hold(load)
+                try:
+                    self._pipeline.hold(load)
+                except PlaceTakenError:
+                    return False
                 weight.bind(schedule.loads[load].data)
                 self._early.append(load)
                 return True
         return False
 
-    def _drop_early(self) -> None:
-        early, self._early = self._early, []
+    def _drop_early(self, loads: Collection[int] | None = None) -> None:
+        """Let go of those among `loads`, which their own layer holds now; of all if None."""
+        early = [load for load in self._early if loads is None or load in loads]
+        self._early = [load for load in self._early if load not in early]
         self._let_go(tuple(early), frozenset())
 
     @contextmanager
@@ -251,14 +316,30 @@ class Executor:
             self._looked_up.discard(id(parameter))
 
     def _unmap(self) -> None:
-        while self._mapped:
-            self._mapped.pop().unbind()
+        if self._mapped:
+            mapped, self._mapped = self._mapped, {}
+            for weight in self._weights:
+                if id(weight) in mapped:
+                    weight.unbind()
 
     # -- changing the schedule --
 
-    def exclusively(self) -> threading.RLock:
-        """The lock that passes run under."""
-        return self._lock
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """While no pass runs, and none begins.
+
+        Raises:
+            StreamStateError: a pass of this very thread runs.
+        """
+        if os.getpid() != self._process:  # no other thread has survived the fork, but one may have held the lock
+            yield
+            return
+        with self._lock:
+            if self._owner == threading.get_ident():
+                raise StreamStateError(
+                    "a pass of this module is running in this thread: change the stream before or after it"
+                )
+            yield
 
     def suspend(self) -> None:
         """Unbind everything; the pipeline may be closed after this."""

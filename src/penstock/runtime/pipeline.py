@@ -27,6 +27,10 @@ IN_FLIGHT_NBYTES = 8 << 20
 """Enough submitted ahead to keep every reader busy; more would only lengthen the wait of a demanded load."""
 
 
+class PlaceTakenError(Exception):
+    """A layer that still computes holds the place of the load that is asked for: no plan knows this order of calls."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedLoad:
     """One load as the pipeline executes it: bytes, address, and the extent of whole blocks that it fills."""
@@ -64,7 +68,7 @@ class Pipeline:
         storage: Storage,
         loads: Sequence[PlannedLoad],
     ) -> None:
-        self._device, self._arena, self._loads = device, arena, tuple(loads)
+        self._device, self.arena, self._loads = device, arena, tuple(loads)
         self.states = [ABSENT] * len(self._loads)
         self.held = [0] * len(self._loads)  # layers that compute with it now
         self.stats = PipelineStats()
@@ -106,6 +110,7 @@ class Pipeline:
         """Wait until `load` is there and keep it until `release`.
 
         Raises:
+            PlaceTakenError: it cannot come as long as another load is held.
             StorageError, CheckpointError: it could not be read. A later call tries again.
         """
         if self.states[load] != READY:
@@ -185,10 +190,7 @@ class Pipeline:
         self.stats.demand_loads += 1
         for other in self._conflicts[load]:
             if self.held[other]:
-                raise StreamStateError(
-                    "a layer asked for a weight whose place another running layer holds; the plan does not "
-                    "know this order of calls: stream the module again with an `example` that takes this path"
-                )
+                raise PlaceTakenError
             self._discard(other)
         self._submit(load)
 
@@ -197,7 +199,14 @@ class Pipeline:
         self.states[load] = LOADING
         self._in_flight += 1
         self._in_flight_nbytes += planned.source.nbytes
-        self._queue.submit(load, planned.source, planned.offset, realign=planned.realign)
+        try:
+            self._queue.submit(load, planned.source, planned.offset, realign=planned.realign)
+        except BaseException:
+            # An interrupt before the queue had it: as if it had never been begun.
+            self.states[load] = ABSENT
+            self._in_flight -= 1
+            self._in_flight_nbytes -= planned.source.nbytes
+            raise
 
     def _discard(self, load: int) -> None:
         self._errors.pop(load, None)
@@ -206,7 +215,7 @@ class Pipeline:
         elif self.states[load] == READY and not self._loads[load].resident:
             self.states[load] = ABSENT
             planned = self._loads[load]
-            self._device.freed(self._arena, planned.extent_begin, planned.extent_end - planned.extent_begin)
+            self._device.freed(self.arena, planned.extent_begin, planned.extent_end - planned.extent_begin)
 
     def _arrived(self, load: int, error: BaseException | None) -> None:
         with self._changed:

@@ -40,4 +40,5 @@ def read_weight(storage: Storage, source: WeightSource) -> torch.Tensor:
         arena.move(offset, settled, source.nbytes)
     data = arena.tensor(settled, dtype, source.shape)
     # Small weights share the allocator's pages; a large one keeps the memory that it was read into.
-    return data.clone() if source.nbytes < _COPIED_NBYTES else data
+    with torch.inference_mode(False):  # else a restored module could not be trained
+        return data.clone() if source.nbytes < _COPIED_NBYTES else data

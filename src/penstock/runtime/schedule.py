@@ -17,10 +17,11 @@ from penstock.runtime.pipeline import PlannedLoad
 
 @dataclass(frozen=True, slots=True)
 class BoundLoad:
-    """One load with the weight that it serves and the tensor over its bytes."""
+    """One load with the weight that it serves, the tensor over its bytes, and the other loads of that weight."""
 
     weight: BoundWeight
     data: torch.Tensor
+    others: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,16 @@ def make_schedule(
         PlanError: the plan names a module that is not there.
     """
     planned = planned_loads(plan, problem, weights, realign)
-    bound = []
-    for place, load in zip([*plan.loads, *plan.resident], planned, strict=True):
-        weight = weights[place.weight]
+    bound: list[BoundLoad] = []
+    indices = [*(load.weight for load in plan.loads), *(slot.weight for slot in plan.resident)]
+    positions: dict[int, list[int]] = {}
+    for position, index in enumerate(indices):
+        positions.setdefault(index, []).append(position)
+    for index, load in zip(indices, planned, strict=True):
+        weight = weights[index]
+        others = tuple(position for position in positions[index] if position != len(bound))
         data = arena.tensor(settled_offset(load.offset, realign=load.realign), weight.hollow.dtype, load.source.shape)
-        bound.append(BoundLoad(weight, data))
+        bound.append(BoundLoad(weight, data, others))
     users = _users(plan, problem)
     cold_order = sorted(users, key=lambda load: (users[load][0], load))
     warm = {load: calls for load, calls in users.items() if not planned[load].resident}

@@ -32,6 +32,10 @@ class Arena(ABC):
         """Have the memory at once, not page by page as it is first written: for measuring what else grows."""
 
     @abstractmethod
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor's bytes lie in this memory."""
+
+    @abstractmethod
     def close(self) -> None:
         """Give the memory back once no tensor points into it. Safe to call twice."""
 

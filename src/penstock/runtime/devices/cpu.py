@@ -42,11 +42,17 @@ class CpuArena(Arena):
             count *= size
         if count == 0:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+        with torch.inference_mode(False):  # a weight that is an inference tensor takes other kernels
+            return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
 
     def populate(self) -> None:
         with contextlib.suppress(OSError):  # older kernels fill page by page
             self._memory.madvise(_MADV_POPULATE_WRITE)
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            return False
+        return self.address <= tensor.data_ptr() < self.address + self.nbytes
 
     def move(self, offset: int, to: int, nbytes: int) -> None:
         """Move bytes within the arena; the interpreter lock is free meanwhile."""
@@ -91,7 +97,7 @@ class CpuQueue(TransferQueue):
         with self._changed:
             if self._closing:
                 raise StorageError("the transfer queue is closed")
-            self._reads.extend((transfer, request) for request in requests)
+            self._reads.extend([(transfer, request) for request in requests])  # all or none, whatever interrupts
             self._changed.notify(len(requests))
 
     def _serve(self) -> None:

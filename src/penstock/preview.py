@@ -1,0 +1,58 @@
+"""The plan that a stream would follow, without following it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from penstock.admission import assumed_trace
+from penstock.budget import Budget
+from penstock.checkpoint import Checkpoint
+from penstock.machine import storage_profile
+from penstock.planning import Plan
+from penstock.profile import MEASURABLE_NBYTES, make_problem
+from penstock.runtime.binding import BoundWeight
+from penstock.signature import Signature
+from penstock.trace import Trace
+from penstock.tracestore import TraceStore, kept_plan
+
+
+def preview(
+    module: nn.Module,
+    weights: Sequence[BoundWeight],
+    checkpoint: Checkpoint,
+    args: Any,
+    kwargs: Any,
+    *,
+    dry: Callable[[Any, Any], Trace | None],
+    budget: Budget,
+    strategy: str,
+    fixed_nbytes: int,
+) -> Plan:
+    """The plan for calls with these arguments; nothing is loaded and nothing computed.
+
+    Args:
+        dry: traces such a call without computing it, None where it cannot be. Then layers are taken to run in the order
+            of their registration, as `stream` does before it has seen a pass.
+        fixed_nbytes: buffers and parameters that are in memory anyway.
+
+    Raises:
+        BudgetInfeasibleError: no plan fits.
+    """
+    signature = Signature.of(args, kwargs)
+    store = TraceStore(module, weights, checkpoint.fingerprint)
+    trace = store.get(signature) or dry(args, kwargs)
+    needed_nbytes = trace.activations_nbytes + signature.nbytes if trace is not None else 0
+    trace = trace or assumed_trace(module, weights)
+    problem = make_problem(
+        trace,
+        weights,
+        storage_profile(checkpoint.files[0].path),
+        budget_nbytes=budget.nbytes,
+        activations_nbytes=needed_nbytes,
+        fixed_nbytes=fixed_nbytes,
+        overhead_nbytes=trace.overhead_nbytes if budget.nbytes >= MEASURABLE_NBYTES else 0,
+    )
+    return kept_plan(problem, strategy)
