@@ -1,0 +1,1 @@
+"""Every measured number of the README: `python -m benchmarks` measures, writes JSON, and remakes the tables."""

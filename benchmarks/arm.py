@@ -1,0 +1,166 @@
+"""The parent's half of an arm: a child process of its own, in a memory cgroup of its own, that runs when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import Model, root
+from benchmarks.ways import WAYS
+from penstock.cgroup import CgroupUnavailableError, MemoryGroup, memory_group
+
+REPOSITORY = Path(__file__).parents[1]
+START_SECONDS, ANSWER_SECONDS = 300.0, 180.0
+
+
+class ArmError(Exception):
+    """An arm refused, died or did not answer.
+
+    Attributes:
+        status: `"infeasible"`, `"killed"` (by the kernel, at its cap), `"timeout"` or `"error"`.
+        needed_nbytes: the smallest budget that would do, if it is infeasible.
+    """
+
+    def __init__(self, status: str, reason: str, needed_nbytes: int | None = None) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status, self.reason, self.needed_nbytes = status, reason, needed_nbytes
+
+
+class Arm:
+    """One running arm. It computes only while one of the methods waits for it."""
+
+    def __init__(self, name: str, model: Model, budget_nbytes: int, group: MemoryGroup | None) -> None:
+        self.name, self.way, self.model = name, WAYS[name], model
+        self.group, self.budget_nbytes = group, budget_nbytes
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # `close` closes it
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=REPOSITORY,
+            env=child_environment(),
+            text=True,
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("subprocess.PIPE gave no pipe")
+        self._questions, self._answers = self._process.stdin, self._process.stdout
+
+    def start(self, *, warm_up: str = "pass") -> None:
+        """Tells the child what it is to be; it gets ready while others do.
+
+        Args:
+            warm_up: `"pass"`: it loads and runs the tiny twin in its own way; `"imports"`: its library loads the tiny
+                twin, and nothing is run.
+        """
+        where = {"path": str(self.group.path), "version": self.group.version} if self.group is not None else None
+        self._send(
+            {
+                "way": self.name,
+                "model": self.model.name,
+                "tiny": self.model.is_tiny,
+                "budget_nbytes": self.budget_nbytes,
+                "group": where,
+                "warm_up": warm_up,
+            }
+        )
+
+    def wait(self, seconds: float = START_SECONDS) -> dict[str, Any]:
+        """The child's next answer.
+
+        Raises:
+            ArmError: it refused, died or gave none.
+        """
+        if not select.select([self._answers], [], [], seconds)[0]:
+            self._process.kill()
+            raise ArmError("timeout", f"no answer in {seconds:g} s")
+        line = self._answers.readline()
+        if not line:
+            raise self._obituary()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            needed = answer["needed_nbytes"]
+            raise ArmError("infeasible" if needed is not None else "error", answer["error"], needed)
+        return answer
+
+    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        """Has the child do something, and waits for it.
+
+        Raises:
+            ArmError: as `wait`.
+        """
+        self._send({"do": verb, **arguments})
+        return self.wait(ANSWER_SECONDS)
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._questions, self._answers, self._log):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def log_tail(self) -> str:
+        """The last line that the child wrote to standard error."""
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def _send(self, question: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._questions.write(json.dumps(question) + "\n")
+            self._questions.flush()
+
+    def _obituary(self) -> ArmError:
+        code = self._process.wait()
+        if code == -9:
+            return ArmError("killed", "killed by the kernel: it needed more memory than its cap")
+        return ArmError("error", f"ended with {code}: {self.log_tail()}")
+
+
+def child_environment() -> dict[str, str]:
+    """Traces, plans and measurements are kept apart from the user's own, and begin empty with each run."""
+    return {
+        **os.environ,
+        "PENSTOCK_BENCHMARKS": str(root()),
+        "PENSTOCK_CACHE": str(state_folder()),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+
+
+def state_folder() -> Path:
+    """What Penstock keeps between the processes of one run."""
+    return root() / "state"
+
+
+@contextlib.contextmanager
+def open_arm(name: str, model: Model, budget_nbytes: int, *, capped: bool = True) -> Iterator[Arm]:
+    """An arm in a cgroup of its own, capped at its budget if its kind is; none where no cgroup can be made."""
+    with contextlib.ExitStack() as stack:
+        try:
+            limit = budget_nbytes if capped and WAYS[name].is_capped else None
+            group = stack.enter_context(memory_group(limit))
+        except CgroupUnavailableError:
+            group = None
+        arm = Arm(name, model, budget_nbytes, group)
+        stack.callback(arm.close)
+        yield arm
+
+
+def limit_hits(group: MemoryGroup) -> int | None:
+    """How often the group reached its cap and had to give something up; None where the kernel does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        if group.version == 1:
+            return int((group.path / "memory.failcnt").read_text())
+        events = dict(line.split() for line in (group.path / "memory.events").read_text().splitlines())
+        return int(events["max"])
+    return None

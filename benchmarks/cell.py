@@ -1,0 +1,183 @@
+"""One cell of the main benchmark: one model inside one budget, all arms in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import storage
+from benchmarks.arm import Arm, ArmError, limit_hits, open_arm
+from benchmarks.models import Model
+from benchmarks.results import lower_bound_seconds, median
+
+WARM_UP_PASSES = {"penstock": 3}  # so that its plan has settled; others have no memory of earlier passes
+
+
+@dataclass
+class Run:
+    """What one arm does in one cell."""
+
+    arm: Arm
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    loaded: dict[str, Any] = field(default_factory=dict)
+    bandwidths: list[float] = field(default_factory=list)
+    cached_nbytes: int = 0
+    failure: ArmError | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked for another pass."""
+        return self.failure is None
+
+
+def measure_cell(
+    model: Model, budget_nbytes: int, names: Sequence[str], resident: Arm, *, repeats: int, capped: bool = True
+) -> dict[str, Any]:
+    """Runs the arms `names` and the resident one in turn; all samples, and what follows from them.
+
+    Args:
+        model: what to run.
+        budget_nbytes: within how much.
+        names: the arms to start.
+        resident: the arm beside them, running already: one serves all budgets.
+        repeats: timed passes of each.
+        capped: False lifts the cap of Penstock's cgroup, to see by how much it misses it.
+    """
+    probe = storage.BandwidthProbe(model.weights_file)
+    with contextlib.ExitStack() as stack:
+        arms = [stack.enter_context(open_arm(name, model, budget_nbytes, capped=capped)) for name in names]
+        runs = [Run(resident), *(Run(arm) for arm in arms)]
+        for run in runs[1:]:
+            run.arm.start()
+        for run in runs[1:]:
+            _trying(run, lambda run: run.arm.wait())
+        for run in runs:
+            _trying(run, _load)
+        for number in range(repeats):
+            for run in runs[number % len(runs) :] + runs[: number % len(runs)]:
+                _trying(run, lambda run: _pass(run, probe))
+        reference = _output(runs[0])
+        records = {run.arm.name: _record(run, reference, capped=capped) for run in runs}
+    return {"budget_nbytes": budget_nbytes, **derive(records, budget_nbytes, model), "arms": records}
+
+
+def _trying(run: Run, step: Any) -> None:
+    """An arm that fails fails alone; the others go on."""
+    if run.alive:
+        try:
+            step(run)
+        except ArmError as error:
+            run.failure = error
+
+
+def _load(run: Run) -> None:
+    _drop(run)
+    if run.arm.name != "resident":
+        run.loaded = run.arm.ask("load")
+    for _ in range(WARM_UP_PASSES.get(run.arm.name, 1) - 1):
+        run.arm.ask("run", lead=0)
+
+
+def _pass(run: Run, probe: storage.BandwidthProbe) -> None:
+    """One timed pass, storage's speed measured right before (and for Penstock, which pauses first, right after)."""
+    if run.arm.name == "resident":
+        run.samples.append(run.arm.ask("run", lead=0))
+        return
+    _drop(run)
+    run.bandwidths.append(probe.measure())
+    run.samples.append(run.arm.ask("run", lead=1 if run.arm.name == "penstock" else 0))
+    if run.arm.name == "penstock":
+        run.bandwidths.append(probe.measure())
+
+
+def _drop(run: Run) -> None:
+    way, model = run.arm.way, run.arm.model
+    if way.uses_page_cache:
+        run.arm.ask("drop")
+        run.cached_nbytes = max(run.cached_nbytes, storage.cached_nbytes(way.folder(model)))
+
+
+def _record(run: Run, reference: torch.Tensor | None, *, capped: bool) -> dict[str, Any]:
+    group, failure = run.arm.group, run.failure
+    record: dict[str, Any] = {
+        "status": failure.status if failure is not None else "ok",
+        "reason": failure.reason if failure is not None else None,
+        "needed_nbytes": failure.needed_nbytes if failure is not None else None,
+        "median_seconds": median([sample["seconds"] for sample in run.samples]) if run.alive else None,
+        "seconds": [sample["seconds"] for sample in run.samples],
+        "bandwidths": run.bandwidths,
+        "capped": capped and run.arm.way.is_capped and group is not None,
+        "peak_nbytes": group.peak_nbytes() if group is not None else None,
+        "limit_hits": limit_hits(group) if group is not None else None,
+        "peak_source": f"cgroup v{group.version}" if group is not None else None,
+        "cached_nbytes_before_pass": run.cached_nbytes,
+        **run.loaded,
+    }
+    if run.arm.name == "penstock":
+        record["stall_seconds"] = [sample["stall_seconds"] for sample in run.samples]
+        record["bytes_read_per_pass"] = [sample["bytes_read"] for sample in run.samples]
+    if reference is not None and run.alive:
+        record |= _compared(_output(run), reference)
+    return record
+
+
+def _output(run: Run) -> torch.Tensor | None:
+    """The last output. Asked for last of all: what it takes to write it is not the arm's."""
+    if not run.alive:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "output.safetensors"
+        try:
+            if run.arm.group is not None:
+                run.arm.group.set_limit(None)
+            run.arm.ask("save", path=str(file))
+        except ArmError:
+            return None
+        return load_file(file)["output"].clone()
+
+
+def _compared(output: torch.Tensor | None, reference: torch.Tensor) -> dict[str, Any]:
+    if output is None:
+        return {}
+    error = ((output.float() - reference.float()).abs().max() / reference.float().abs().max()).item()
+    return {"bit_identical": torch.equal(output, reference), "relative_error": error if error == error else None}
+
+
+def derive(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Model) -> dict[str, Any]:
+    """The numbers of the tables."""
+    ours, resident = records.get("penstock"), records["resident"]
+    derived: dict[str, Any] = {"status": ours["status"] if ours is not None else "ok"}
+    if ours is None or ours["status"] != "ok" or resident["status"] != "ok":
+        derived["needed_nbytes"] = ours["needed_nbytes"] if ours is not None else None
+        return derived
+    warm, base = ours["median_seconds"], resident["median_seconds"]
+    nbytes, bandwidth = statistics.median(ours["bytes_read_per_pass"]), statistics.median(ours["bandwidths"])
+    bound = lower_bound_seconds(base, nbytes, bandwidth)
+    least_nbytes = max(0, model.weights_nbytes() - ours["row_tables_nbytes"] - budget_nbytes)
+    return derived | {
+        "resident_seconds": base,
+        "warm_seconds": warm,
+        "bytes_read_per_pass": nbytes,
+        "least_nbytes": least_nbytes,
+        "bytes_per_second": bandwidth,
+        "lower_bound_seconds": bound,
+        "ratio": warm / bound,
+        "ratio_to_least": warm / lower_bound_seconds(base, least_nbytes, bandwidth),
+        "slowdown": warm / base,
+        "stall_seconds": statistics.median(ours["stall_seconds"]),
+        "peak_nbytes": ours["peak_nbytes"],
+        "bit_identical": ours.get("bit_identical"),
+        "speedups": {
+            name: record["median_seconds"] / warm
+            for name, record in records.items()
+            if name not in ("penstock", "resident") and record["status"] == "ok"
+        },
+    }

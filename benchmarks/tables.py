@@ -1,0 +1,188 @@
+"""Markdown tables from results: pure functions of the JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Results = dict[str, Any]
+Cell = dict[str, Any]
+
+WARM_TARGET, OVERHEAD_TARGET, COLD_TARGET = 1.05, 1.01, 1.15
+RIVAL_TITLES = {
+    "accelerate": "accelerate `disk_offload`",
+    "paging": "OS paging",
+    "diffusers": "diffusers group offloading",
+}
+RIVAL_TARGETS = {"accelerate": 2.5, "paging": 1.6, "diffusers": 2.5}
+
+
+def main_table(results: Results) -> str:
+    """Model by budget: latency, ratio to the lower bound, stalls, peak; medians over all cells below."""
+    head = ["model", "budget", "resident", "Penstock", "ratio", "stalled", "read per pass", "storage", "peak / budget"]
+    rows = [_main_row(cell) for cell in results["cells"]]
+    measured = [cell for cell in results["cells"] if "ratio" in cell]
+    lines = [table(head, rows, left=1)]
+    if measured:
+        within = sum(1 for cell in measured if _is_within(cell))
+        same = sum(1 for cell in measured if cell["bit_identical"])
+        lines.append(
+            f"Median ratio over {len(measured)} cells: **{_median(measured, 'ratio'):.3f}** (target ≤ {WARM_TARGET}). "
+            f"Peak within the budget: {within} of {len(measured)}. Bit-identical: {same} of {len(measured)}."
+        )
+    return "\n\n".join([*lines, provenance(results)])
+
+
+def _main_row(cell: Cell) -> list[str]:
+    row = [cell["title"], f"{cell['budget_percent']} % ({_mib(cell['budget_nbytes'])})"]
+    if "ratio" not in cell:
+        needed = cell.get("needed_nbytes")
+        text = f"needs {_mib(needed)}" if needed else cell["status"]
+        return [*row, "", text, "", "", "", "", ""]
+    return [
+        *row,
+        _ms(cell["resident_seconds"]),
+        _ms(cell["warm_seconds"]),
+        f"{cell['ratio']:.2f}",
+        _ms(cell["stall_seconds"]),
+        _mib(cell["bytes_read_per_pass"]),
+        f"{cell['bytes_per_second'] / 1e9:.1f} GB/s",
+        _peak(cell),
+    ]
+
+
+def _peak(cell: Cell) -> str:
+    if cell["peak_nbytes"] is None:
+        return "not measured"
+    share = f"{100 * cell['peak_nbytes'] / cell['budget_nbytes']:.0f} %"
+    return share if _is_within(cell) else f"**{share}**"
+
+
+def _is_within(cell: Cell) -> bool:
+    return cell["peak_nbytes"] is not None and cell["peak_nbytes"] <= cell["budget_nbytes"]
+
+
+def rivals_table(results: Results) -> str:
+    """How many times faster than each rival, at the budgets at which rivals ran."""
+    cells = [cell for cell in results["cells"] if any(name in cell["arms"] for name in RIVAL_TITLES)]
+    head = ["model", "budget", "Penstock", *RIVAL_TITLES.values()]
+    rows = []
+    for cell in cells:
+        warm = _ms(cell["warm_seconds"]) if "ratio" in cell else cell["status"]
+        rivals = [_rival(cell, name) for name in RIVAL_TITLES]
+        rows.append([cell["title"], f"{cell['budget_percent']} %", warm, *rivals])
+    medians = []
+    for name, title in RIVAL_TITLES.items():
+        speedups = [cell["speedups"][name] for cell in cells if name in cell.get("speedups", {})]
+        if speedups:
+            median = statistics.median(speedups)
+            medians.append(f"{title} **{median:.2f}×** over {len(speedups)} cells (target ≥ {RIVAL_TARGETS[name]}×)")
+    lines = [table(head, rows, left=1)]
+    if medians:
+        lines.append(f"Median speed-up: {', '.join(medians)}.")
+    return "\n\n".join([*lines, provenance(results)])
+
+
+def _rival(cell: Cell, name: str) -> str:
+    record = cell["arms"].get(name)
+    if record is None:
+        return ""
+    if record["status"] != "ok":
+        return {"killed": "out of memory", "timeout": "timed out"}.get(record["status"], "does not run")
+    speedup = cell.get("speedups", {}).get(name)
+    return _ms(record["median_seconds"]) + (f" ({speedup:.2f}×)" if speedup is not None else "")
+
+
+def cold_table(results: Results) -> str:
+    """Time to the first output in a new process."""
+    head = ["model", "budget", "Penstock", "ratio", "`from_pretrained`", "speed-up", "Penstock, never traced"]
+    cells = results["cells"]
+    measured = [cell for cell in cells if "ratio" in cell]
+    rows = [
+        [
+            cell["title"],
+            _mib(cell["budget_nbytes"]),
+            _ms(cell["medians"]["penstock"]),
+            f"{cell['ratio']:.2f}",
+            _ms(cell["medians"]["from_pretrained"]),
+            f"{cell['speedup']:.2f}×",
+            _ms(cell["medians"]["penstock_first"]),
+        ]
+        for cell in measured
+    ]
+    rows += [[cell["title"], _mib(cell["budget_nbytes"]), cell["status"]] for cell in cells if "ratio" not in cell]
+    lines = [table(head, rows, left=1)]
+    if measured:
+        lines.append(
+            f"Median ratio to max(resident time, bytes / bandwidth): **{_median(measured, 'ratio'):.2f}** "
+            f"(target ≤ {COLD_TARGET}); median speed-up over `from_pretrained`: {_median(measured, 'speedup'):.2f}×."
+        )
+    return "\n\n".join([*lines, provenance(results)])
+
+
+def overhead_table(results: Results) -> str:
+    """Ratio to the resident model where all or nearly all weights are resident."""
+    measured = [cell for cell in results["cells"] if "ratio" in cell]
+    cells = {(cell["title"], cell["case"]): cell for cell in measured}
+    rows = []
+    for title in dict.fromkeys(cell["title"] for cell in results["cells"]):
+        full, ample = (cells.get((title, case)) for case in ("100 %", "ample"))
+        rows.append(
+            [
+                title,
+                f"{full['ratio']:.3f}" if full else "",
+                _mib(full["bytes_read_per_pass"]) if full else "",
+                f"{ample['ratio']:.3f}" if ample else "",
+            ]
+        )
+    lines = [table(["model", "100 % of the weights", "read per pass", "everything resident"], rows, left=1)]
+    medians = []
+    for case, name in (("100 %", "100 % of the weights"), ("ample", "everything resident")):
+        chosen = [cell for cell in measured if cell["case"] == case]
+        if chosen:
+            medians.append(f"{name} **{_median(chosen, 'ratio'):.3f}**")
+    if medians:
+        lines.append(f"Median: {', '.join(medians)} (target ≤ {OVERHEAD_TARGET}).")
+    return "\n\n".join([*lines, provenance(results)])
+
+
+def provenance(results: Results) -> str:
+    """Where and when the numbers above it were measured."""
+    machine, versions = results["machine"], results["versions"]
+    parts = [
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_nbytes'] / 2**30:.0f} GiB",
+        ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        f"medians of {results['settings']['repeats']}",
+        results["date"][:10],
+    ]
+    return f"<sub>{'; '.join(parts)}. Commit {results['commit'] or 'unknown'}.</sub>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
+    """A Markdown table whose first `left` columns are aligned to the left."""
+    width = len(head)
+    rule = [":--" if column < left else "--:" for column in range(width)]
+    filled = [[*row, *[""] * (width - len(row))] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), rule, *filled])
+
+
+def _median(cells: Sequence[Cell], key: str) -> float:
+    return float(statistics.median(cell[key] for cell in cells))
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.0f} ms"
+
+
+def _mib(nbytes: float) -> str:
+    return f"{nbytes / 2**20:.0f} MiB"
+
+
+TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "main": ("run", main_table),
+    "rivals": ("run", rivals_table),
+    "cold": ("cold", cold_table),
+    "overhead": ("overhead", overhead_table),
+}
+"""The tables by name: which results file each is made of, and how."""
