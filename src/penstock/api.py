@@ -127,7 +127,10 @@ def restore(module: ModuleT) -> ModuleT:
     handle = inspect(module)
     storage = FileStorage(handle.checkpoint.files)
     try:
-        loaded = [read_weight(storage, weight.source) for weight in handle.weights]
+        loaded = [
+            read_weight(storage, weight.source, realign=weight.is_aligned or weight.must_move)
+            for weight in handle.weights
+        ]
     finally:
         storage.close()
     handle.close()
@@ -175,7 +178,9 @@ def plan(
     if checkpoint is None:
         return inspect(module).preview(args, kwargs, budget=cap, strategy=strategy)
     if _stream_of(module) is not None:
-        raise StreamStateError("this module is streamed already: leave `checkpoint` out, or call penstock.restore first")
+        raise StreamStateError(
+            "this module is streamed already: leave `checkpoint` out, or call penstock.restore first"
+        )
     opened = Checkpoint.open(checkpoint)
     weights = _collect(module, match(module, opened), target)
     return preview(

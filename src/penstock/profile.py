@@ -14,7 +14,7 @@ from penstock.runtime.rows import READERS, SPAN_NBYTES
 from penstock.runtime.storage import BLOCK_NBYTES
 from penstock.trace import Trace
 
-WORKSPACE_NBYTES = 2 << 20
+WORKSPACE_NBYTES = 256 << 10
 """Kernels' own buffers and the allocator's rounding, until a pass was measured."""
 
 CALL_NBYTES = 4 << 10
@@ -57,7 +57,7 @@ def make_problem(
     if overhead_nbytes:
         bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0)
     else:
-        workspace_nbytes = min(WORKSPACE_NBYTES, budget_nbytes // 16) + activations_nbytes // 2
+        workspace_nbytes = WORKSPACE_NBYTES + activations_nbytes // 2
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
     reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.errors import PlanError
 
-TRACE_VERSION = 1
+TRACE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

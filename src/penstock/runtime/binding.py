@@ -18,6 +18,7 @@ from torch import nn
 
 from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.errors import CheckpointError
+from penstock.runtime.devices.base import ALIGNMENT_NBYTES
 
 
 SMALL_TABLE_NBYTES = 32 << 10
@@ -49,6 +50,8 @@ class BoundWeight:
         parameter: the one object that every owner holds.
         owners: the modules that hold it and under which attribute.
         source: its bytes in the checkpoint.
+        is_aligned: whether it lay on a multiple of `ALIGNMENT_NBYTES` before it was streamed. One that only a checkpoint
+            knows counts as mapped from there, at the file's own alignment, which is how libraries load it.
         row_paths: the embedding layers among its owners, if rows of it can be read alone.
     """
 
@@ -57,8 +60,14 @@ class BoundWeight:
     owners: tuple[tuple[nn.Module, str], ...]
     source: WeightSource
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    is_aligned: bool = False
     row_paths: frozenset[str] = frozenset()
     hollow: torch.Tensor = field(init=False)
+
+    @property
+    def must_move(self) -> bool:
+        """Whether it cannot be used at an address congruent to its place in the file."""
+        return any(p.file_offset % self.hollow.dtype.itemsize for p in self.source.pieces[:1])
 
     def __post_init__(self) -> None:
         self.hollow = unreadable(self.source.shape, torch_dtype(self.source.dtype), self.device)
@@ -107,11 +116,19 @@ def collect_weights(module: nn.Module, sources: dict[str, WeightSource], device:
             tuple(owners[key]),
             source_of[key],
             device,
+            _is_aligned(parameter, source_of[key]),
             frozenset(lookups.get(key, ())) if _has_rows(source_of[key]) else frozenset(),
         )
         for key, (name, parameter) in found.items()
         if key in source_of
     ]
+
+
+def _is_aligned(parameter: nn.Parameter, source: WeightSource) -> bool:
+    if not parameter.is_meta:
+        return parameter.data_ptr() % ALIGNMENT_NBYTES == 0
+    # What is assembled from pieces, or cannot be used where it lies, is copied by whoever loads it.
+    return len(source.pieces) > 1 or any(p.file_offset % torch_dtype(source.dtype).itemsize for p in source.pieces)
 
 
 def _has_rows(source: WeightSource) -> bool:

@@ -14,8 +14,8 @@ from penstock.runtime.storage import Storage
 _COPIED_NBYTES = 1 << 20
 
 
-def read_weight(storage: Storage, source: WeightSource) -> torch.Tensor:
-    """`source` in memory of its own.
+def read_weight(storage: Storage, source: WeightSource, *, realign: bool = True) -> torch.Tensor:
+    """`source` in memory of its own, on an aligned address or, without `realign`, one congruent to its place in the file.
 
     Raises:
         StorageError: it could not be read.
@@ -35,10 +35,10 @@ def read_weight(storage: Storage, source: WeightSource) -> torch.Tensor:
             storage.read(request.file, request.file_offset, bounce.view, request.needed_nbytes)
             kept = bounce.view[request.skip_nbytes : request.needed_nbytes]
             arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
-    settled = settled_offset(offset, realign=True)
+    settled = settled_offset(offset, realign=realign)
     if settled != offset:
         arena.move(offset, settled, source.nbytes)
     data = arena.tensor(settled, dtype, source.shape)
     # Small weights share the allocator's pages; a large one keeps the memory that it was read into.
     with torch.inference_mode(False):  # else a restored module could not be trained
-        return data.clone() if source.nbytes < _COPIED_NBYTES else data
+        return data.clone() if realign and source.nbytes < _COPIED_NBYTES else data
