@@ -61,6 +61,11 @@ class Admission:
         ):
             self.primary = trace
 
+    def is_to_be_measured(self, signature: Signature) -> bool:
+        """Whether this exact kind of call is known, but not its times and its overhead."""
+        trace = self._traces.get(signature)
+        return trace is not None and not (trace.is_timed and trace.overhead_nbytes)
+
     def activations_nbytes(self, signature: Signature) -> int | None:
         """Bytes that a call like this needs for its own tensors and its arguments; None where nothing tells."""
         needs = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -29,9 +30,23 @@ from penstock.spill import spill
 from penstock.stream import Stream
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Parameters = ParamSpec("Parameters")
+ResultT = TypeVar("ResultT")
 StrPath = str | os.PathLike[str]
 
 
+def _ordinary(call: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
+    """Tensors that are made under inference mode stay what they are; parameters have to outlive it."""
+
+    @functools.wraps(call)
+    def outside(*args: Parameters.args, **kwargs: Parameters.kwargs) -> ResultT:
+        with torch.inference_mode(False):
+            return call(*args, **kwargs)
+
+    return outside
+
+
+@_ordinary
 def stream(
     module: ModuleT,
     checkpoint: StrPath | None = None,
@@ -86,6 +101,7 @@ def stream(
     return module
 
 
+@_ordinary
 def from_pretrained(
     cls: type[ModuleT],
     path: StrPath,
@@ -117,6 +133,7 @@ def from_pretrained(
     return module
 
 
+@_ordinary
 def restore(module: ModuleT) -> ModuleT:
     """Make a streamed module a plain resident one again: all weights in memory, nothing of Penstock left on it.
 
@@ -151,6 +168,7 @@ def inspect(module: nn.Module) -> Stream:
     return found
 
 
+@_ordinary
 def plan(
     module: nn.Module,
     checkpoint: StrPath | None = None,

@@ -177,10 +177,9 @@ class Provision:
             BudgetInfeasibleError: no plan within the budget has.
         """
         admission = self.admission
-        trace = admission.trace(signature)
         needed = admission.activations_nbytes(signature)
-        if trace is None and (needed is None or self._room_nbytes() < needed):
-            trace = self.dry(args, kwargs)
+        if needed is None or self._room_nbytes() < needed:  # nothing known covers it: is it known itself?
+            trace = admission.trace(signature) or self.dry(args, kwargs)
             if trace is not None:
                 admission.add(signature, trace)
                 needed = admission.activations_nbytes(signature)
@@ -190,9 +189,9 @@ class Provision:
         if self._room_nbytes() < needed or not self._to_realign() <= self._realigned or self.is_outgrown:
             self._make_room(needed)
         self.admitted = signature
-        if trace is not None and not (trace.is_timed and trace.overhead_nbytes):
+        if admission.is_to_be_measured(signature):
             self.learning.setdefault(signature, _TIMED_PASSES)
-        self.footprint.is_measuring = bool(self.learning) or trace is None
+        self.footprint.is_measuring = bool(self.learning)
 
     def _to_realign(self) -> frozenset[int]:
         """Weights whose last bits of a product, or use at all, depend on an aligned address."""
