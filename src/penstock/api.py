@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -21,7 +22,7 @@ from penstock.matching import match
 from penstock.planning import Plan
 from penstock.preview import preview
 from penstock.provision import Provision
-from penstock.runtime.binding import BoundWeight, collect_weights
+from penstock.runtime.binding import BoundWeight, GuardedParameters, collect_weights
 from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
 from penstock.runtime.reading import read_weight
@@ -82,21 +83,23 @@ def stream(
     cap, target = Budget(budget), _device(device)
     _check_module(module)
     footprint = Footprint(held_nbytes=_held_nbytes(module))
-    earlier = _stream_of(module)
-    if earlier is not None:
-        if checkpoint is None:
-            sources = {weight.name: weight.source for weight in earlier.weights}
-            opened, folder = earlier.checkpoint, earlier.owned_folder
-        else:
-            opened, folder = Checkpoint.open(checkpoint), None
-            sources = match(module, opened)
-        earlier.close(remove_files=checkpoint is not None)
-    elif checkpoint is None:
+    if (earlier := _stream_of(module)) is not None:
+        _stream_again(module, earlier, checkpoint, cap, target, strategy, example, footprint)
+        return module
+    folder: Path | None = None
+    if checkpoint is None:
         opened, folder = spill(module, offload_folder)
         sources = dict(opened.tensors)  # parameters only: buffers stay where they are
     else:
-        opened, folder = Checkpoint.open(checkpoint), None
+        opened = Checkpoint.open(checkpoint)
         sources = match(module, opened)
+    try:
+        if example is not None:  # before the module gives anything up
+            _preview(module, opened, sources, cap, target, strategy, *_arguments(example))
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     _start(module, opened, sources, cap, target, strategy, example, folder, footprint)
     return module
 
@@ -200,18 +203,7 @@ def plan(
             "this module is streamed already: leave `checkpoint` out, or call penstock.restore first"
         )
     opened = Checkpoint.open(checkpoint)
-    weights = _collect(module, match(module, opened), target)
-    return preview(
-        module,
-        weights,
-        opened,
-        args,
-        kwargs,
-        dry=lambda args, kwargs: dry_trace(module, module.forward, weights, args, kwargs),
-        budget=cap,
-        strategy=strategy,
-        fixed_nbytes=_fixed_nbytes(module, weights),
-    )
+    return _preview(module, opened, match(module, opened), cap, target, strategy, args, kwargs)
 
 
 def _start(
@@ -239,13 +231,80 @@ def _start(
         owned_folder=folder,
     )
     handle = Stream(provision)
+    was_resident = any(not weight.parameter.is_meta for weight in weights)
     handle.attach()
     try:
         handle.prepare(_arguments(example) if example is not None else None)
     except BaseException:
-        restore(module) if folder is not None else handle.close()
+        restore(module) if was_resident else handle.close(remove_files=False)
         raise
     return handle
+
+
+def _stream_again(
+    module: nn.Module,
+    earlier: Stream,
+    checkpoint: StrPath | None,
+    budget: Budget,
+    device: Device,
+    strategy: str,
+    example: Any,
+    footprint: Footprint,
+) -> None:
+    """Another budget, device, strategy or checkpoint for a streamed module; if that cannot be, all is as before."""
+    before = {weight.name: weight.source for weight in earlier.weights}
+    folder = earlier.owned_folder if earlier.is_own_process else None
+    if checkpoint is None:
+        opened, sources = earlier.checkpoint, before
+        if example is not None and earlier.is_own_process:
+            earlier.preview(*_arguments(example), budget=budget, strategy=strategy)
+    else:
+        opened = Checkpoint.open(checkpoint)
+        sources = match(module, opened)
+    earlier.close(remove_files=False)
+    try:
+        kept = folder if checkpoint is None else None
+        _start(module, opened, sources, budget, device, strategy, example, kept, footprint)
+    except BaseException:
+        _start(
+            module,
+            earlier.checkpoint,
+            before,
+            earlier.budget,
+            earlier.device,
+            earlier.strategy,
+            None,
+            folder,
+            footprint,
+        )
+        raise
+    if checkpoint is not None and folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _preview(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    sources: Mapping[str, WeightSource],
+    budget: Budget,
+    device: Device,
+    strategy: str,
+    args: Any,
+    kwargs: Any,
+) -> Plan:
+    """The plan for a module that is not streamed and stays as it is."""
+    weights = _collect(module, sources, device)
+    return preview(
+        module,
+        weights,
+        checkpoint,
+        args,
+        kwargs,
+        dry=lambda args, kwargs: dry_trace(module, module.forward, weights, args, kwargs),
+        budget=budget,
+        strategy=strategy,
+        fixed_nbytes=_fixed_nbytes(module, weights),
+    )
 
 
 def _collect(module: nn.Module, sources: Mapping[str, WeightSource], device: Device) -> list[BoundWeight]:
@@ -298,6 +357,9 @@ def _check_module(module: Any) -> None:
         raise UnsupportedModelError(f"penstock streams a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedModelError("TorchScript modules cannot be streamed: stream the module that was scripted")
+    if _stream_of(module) is None and any(isinstance(m._parameters, GuardedParameters) for m in module.modules()):
+        if not any(_stream_of(child) for child in module.modules()):
+            raise StreamStateError("this is part of a module that is streamed: call penstock.restore on that one first")
     for parent in module.modules():
         if parent is not module and _stream_of(parent) is not None:
             raise StreamStateError("a part of this module is streamed already: call penstock.restore on it first")

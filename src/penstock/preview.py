@@ -43,7 +43,9 @@ def preview(
     """
     signature = Signature.of(args, kwargs)
     store = TraceStore(module, weights, checkpoint.fingerprint)
-    trace = store.get(signature) or dry(args, kwargs)
+    trace = store.get(signature)
+    if trace is None and (trace := dry(args, kwargs)) is not None:
+        store.put(signature, trace)
     needed_nbytes = trace.activations_nbytes + signature.nbytes if trace is not None else 0
     trace = trace or assumed_trace(module, weights)
     problem = make_problem(

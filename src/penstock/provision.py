@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -64,7 +65,7 @@ class Provision:
         self._module = weakref.ref(module)
         self._modules = {name: weakref.ref(child) for name, child in module.named_modules()}
         self.checkpoint, self.weights = checkpoint, weights
-        self._budget, self.device, self._strategy = budget, device, strategy
+        self._budget, self.device, self.strategy = budget, device, strategy
         self.fixed_nbytes, self.owned_folder = fixed_nbytes, owned_folder
         self.footprint = footprint
         self.admission = Admission(TraceStore(module, weights, checkpoint.fingerprint))
@@ -80,6 +81,7 @@ class Provision:
         self.peak_nbytes = 0
         self.executor = Executor(weights, FileViews(checkpoint))
         self.attachment = Attachment(module)
+        self._process = os.getpid()
         self._finalizer = weakref.finalize(module, _Closer(self.storage, owned_folder))
 
     @property
@@ -146,8 +148,13 @@ class Provision:
         self.attachment.detach()
         self._finalizer.detach()
         self.storage.close()
-        if remove_files and self.owned_folder is not None:
+        if remove_files and self.owned_folder is not None and self.is_own_process:
             shutil.rmtree(self.owned_folder, ignore_errors=True)
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that streams, not a fork of it."""
+        return os.getpid() == self._process
 
     def learn(self, signature: Signature, trace: Trace) -> None:
         """Keep what a measured pass told; plan again before the next one if it took more than was kept free."""
@@ -184,7 +191,7 @@ class Provision:
                 admission.add(signature, trace)
                 needed = admission.activations_nbytes(signature)
         if needed is None:
-            self._plan_blindly()
+            self.plan_blindly()
             return
         if self._room_nbytes() < needed or not self._to_realign() <= self._realigned or self.is_outgrown:
             self._make_room(needed)
@@ -210,8 +217,8 @@ class Provision:
         self._is_growing = present >= 0
         self._replan(max(needed_nbytes, present))
 
-    def _plan_blindly(self) -> None:
-        """Nothing tells what this call needs: half of the budget is for its activations, or what can be."""
+    def plan_blindly(self) -> None:
+        """Nothing tells what a call needs: half of the budget is for its activations, or what can be."""
         if self.installation is not None and not self.is_outgrown:
             return
         self.admission.primary = assumed_trace(self.module, self.weights)
@@ -244,7 +251,7 @@ class Provision:
             fixed_nbytes=self.fixed_nbytes,
             overhead_nbytes=self.admission.overhead_nbytes if self._budget.nbytes >= MEASURABLE_NBYTES else 0,
         )
-        plan = kept_plan(problem, self._strategy)
+        plan = kept_plan(problem, self.strategy)
         self.is_outgrown = False
         present = self.installation.plan if self.installation is not None else None
         is_same = present is not None and present.problem_fingerprint == plan.problem_fingerprint
@@ -292,8 +299,11 @@ class _Closer:
 
     def __init__(self, storage: FileStorage, folder: Path | None, installation: Installation | None = None) -> None:
         self._storage, self._folder, self._installation = storage, folder, installation
+        self._process = os.getpid()
 
     def __call__(self) -> None:
+        if os.getpid() != self._process:
+            return  # a forked child leaves its parent's files alone
         if self._installation is not None:
             self._installation.close()
         self._storage.close()

@@ -15,6 +15,7 @@ from penstock.preview import preview
 from penstock.provision import Provision
 from penstock.recorder import Clock, Recorder, heard, listening
 from penstock.runtime.binding import BoundWeight
+from penstock.runtime.devices.base import Device
 from penstock.runtime.reading import read_weight
 from penstock.runtime.rows import RowTable
 from penstock.signature import Signature
@@ -63,6 +64,21 @@ class Stream:
     def owned_folder(self) -> Path | None:
         """The folder that was written for this stream, if one was."""
         return self._provision.owned_folder
+
+    @property
+    def device(self) -> Device:
+        """Where the module computes."""
+        return self._provision.device
+
+    @property
+    def strategy(self) -> str:
+        """How it is planned."""
+        return self._provision.strategy
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that streams, not a fork of it, in which only `stream` and `restore` work."""
+        return self._provision.is_own_process
 
     @property
     def plan(self) -> Plan:
@@ -154,7 +170,13 @@ class Stream:
                 table = RowTable(storage, weight.source)
                 owner = module.get_submodule(path)
                 attachment.wrap_rows(owner, weight.parameter, table, executor, self._count_rows)
+        attachment.await_plan({id(o): o for w in self.weights for o, _ in w.owners}.values(), self._plan_for_a_layer)
         module.__dict__["_penstock_stream"] = self
+
+    def _plan_for_a_layer(self) -> None:
+        """A layer is called outside a pass before anything is planned (`model.encode_image(...)`)."""
+        with self._provision.executor.exclusively():
+            self._provision.plan_blindly()
 
     def prepare(self, example: tuple[Any, Any] | None) -> None:
         """Plan now for calls with these arguments, or for what an earlier process recorded, if one did."""
@@ -186,12 +208,13 @@ class Stream:
         def compute(*args: Any, **kwargs: Any) -> Any:
             return self._compute(signature, args, kwargs)
 
-        result = provision.executor.run_pass(compute, before, args, kwargs)
-        provision.storage.check_unchanged()
-        self._pass_stall_seconds = self._stalled() - stalled_seconds
-        provision.settle()
-        provision.footprint.leave()
-        return result
+        def after() -> None:
+            provision.storage.check_unchanged()
+            self._pass_stall_seconds = self._stalled() - stalled_seconds
+            provision.settle()
+            provision.footprint.leave()
+
+        return provision.executor.run_pass(compute, args, kwargs, before=before, after=after)
 
     def _compute(self, signature: Signature, args: Any, kwargs: Any) -> Any:
         """The pass itself: as it is, or recorded, timed and measured where something is still to be learnt."""

@@ -80,6 +80,12 @@ class Attachment:
 
         self._undo.append(self.set_attribute(module, "forward", looked_up))
 
+    def await_plan(self, layers: Iterable[nn.Module], plan: Callable[[], None]) -> None:
+        """Until something is followed: let a layer that is called see to it that something is, first."""
+        for layer in layers:
+            if layer is not self.root:
+                self._followed.append(self.set_attribute(layer, "forward", _planned_first(layer, plan)))
+
     def follow(self, executor: Executor | None, sites: Iterable[Site]) -> None:
         """Wrap exactly the layers of `sites`; layers wrapped before are let go."""
         for undo in reversed(self._followed):
@@ -150,6 +156,15 @@ def _layer(executor: Executor, site: Site, forward: Callable[..., Any]) -> Calla
             end(call)
 
     return streamed_layer
+
+
+def _planned_first(layer: nn.Module, plan: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(layer.forward)
+    def unplanned_layer(*args: Any, **kwargs: Any) -> Any:
+        plan()
+        return layer.forward(*args, **kwargs)  # another one by now
+
+    return unplanned_layer
 
 
 def _unguard(module: nn.Module, guarded: GuardedParameters) -> None:

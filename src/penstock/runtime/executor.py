@@ -78,8 +78,16 @@ class Executor:
 
     # -- passes --
 
-    def run_pass(self, forward: Callable[..., Any], before: Callable[[], None], args: Any, kwargs: Any) -> Any:
-        """One call of the streamed module. `before` runs once the pass is this thread's alone."""
+    def run_pass(
+        self,
+        forward: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        before: Callable[[], None],
+        after: Callable[[], None],
+    ) -> Any:
+        """One call of the streamed module; `before` and `after` run while this thread is alone with it."""
         self._check_process()  # first: another thread may have held the lock when the process forked
         with self._lock:
             if self._in_pass:  # the module calls itself
@@ -95,10 +103,11 @@ class Executor:
                 with computing():
                     result = forward(*args, **kwargs)
                 complete = True
-                return result
             finally:
                 self._in_pass, self._owner = False, None
                 self._end_pass(complete=complete)
+            after()
+            return result
 
     def check_usable(self) -> None:
         """Raises unless a pass may run here and now."""

@@ -11,6 +11,7 @@ pipeline then gives up whatever is in the way and unused.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Pipeline:
         self._in_flight_nbytes = 0
         self._blocked = False  # the next load's place is taken: a release may free it
         self._closed = False
+        self._process = os.getpid()
         self._changed = threading.Condition()
         self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived)
 
@@ -134,11 +136,12 @@ class Pipeline:
             self._changed.wait_for(lambda: not self._in_flight)
 
     def close(self) -> None:
-        """End every transfer and thread. Safe to call twice, and from a finalizer."""
-        with self._changed:
-            self._closed = True
-            self._order = self._then = ()
-            self._changed.notify_all()
+        """End every transfer and thread. Safe to call twice, from a finalizer, and in a forked child."""
+        if os.getpid() == self._process:  # a child has neither the threads nor the holder of the lock
+            with self._changed:
+                self._closed = True
+                self._order = self._then = ()
+                self._changed.notify_all()
         self._queue.close()
 
     # -- below: called with the lock held --

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import threading
 from collections import deque
 from typing import Any
@@ -85,6 +86,7 @@ class CpuQueue(TransferQueue):
         self._threads = [
             threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
         ]
+        self._process, self._serving = os.getpid(), threads
         for thread in self._threads:
             thread.start()
 
@@ -101,6 +103,14 @@ class CpuQueue(TransferQueue):
             self._changed.notify(len(requests))
 
     def _serve(self) -> None:
+        self._serve_until_closed()
+        with self._changed:
+            self._serving -= 1
+            is_last = not self._serving
+        if is_last:
+            self._storage.close()
+
+    def _serve_until_closed(self) -> None:
         bounce: mmap.mmap | None = None
         while True:
             with self._changed:
@@ -144,11 +154,14 @@ class CpuQueue(TransferQueue):
         self._done(transfer.ticket, transfer.error)
 
     def close(self) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
+        if os.getpid() == self._process:  # a forked child has neither the threads nor the holder of the lock
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            # Garbage may be collected, and this called, by a reader itself while it holds what another waits for.
+            if threading.current_thread() in self._threads:
+                return
+            for thread in self._threads:
                 thread.join()
         self._threads.clear()
         self._done = _nobody  # or queue and owner would keep each other, and the arena, until garbage is collected
