@@ -37,9 +37,12 @@ class ArmError(Exception):
 class Arm:
     """One running arm. It computes only while one of the methods waits for it."""
 
-    def __init__(self, name: str, model: Model, budget_nbytes: int, group: MemoryGroup | None) -> None:
+    def __init__(
+        self, name: str, model: Model, budget_nbytes: int, group: MemoryGroup | None, *, is_capped: bool
+    ) -> None:
         self.name, self.way, self.model = name, WAYS[name], model
         self.group, self.budget_nbytes = group, budget_nbytes
+        self.is_capped = is_capped
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # `close` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.child"],
@@ -146,12 +149,12 @@ def state_folder() -> Path:
 def open_arm(name: str, model: Model, budget_nbytes: int, *, capped: bool = True) -> Iterator[Arm]:
     """An arm in a cgroup of its own, capped at its budget if its kind is; none where no cgroup can be made."""
     with contextlib.ExitStack() as stack:
+        is_capped = capped and WAYS[name].is_capped
         try:
-            limit = budget_nbytes if capped and WAYS[name].is_capped else None
-            group = stack.enter_context(memory_group(limit))
+            group = stack.enter_context(memory_group(budget_nbytes if is_capped else None))
         except CgroupUnavailableError:
             group = None
-        arm = Arm(name, model, budget_nbytes, group)
+        arm = Arm(name, model, budget_nbytes, group, is_capped=is_capped and group is not None)
         stack.callback(arm.close)
         yield arm
 

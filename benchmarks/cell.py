@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from benchmarks.models import Model
 from benchmarks.results import lower_bound_seconds, median
 
 WARM_UP_PASSES = {"penstock": 3}  # so that its plan has settled; others have no memory of earlier passes
+LEAD_PASSES = 2  # right before each timed pass of Penstock, whose arena is full after a pause
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Run:
     bandwidths: list[float] = field(default_factory=list)
     cached_nbytes: int = 0
     failure: ArmError | None = None
+    killed_at_cap: bool = False
 
     @property
     def alive(self) -> bool:
@@ -39,9 +41,11 @@ class Run:
 
 
 def measure_cell(
-    model: Model, budget_nbytes: int, names: Sequence[str], resident: Arm, *, repeats: int, capped: bool = True
+    model: Model, budget_nbytes: int, names: Sequence[str], resident: Arm, *, repeats: int
 ) -> dict[str, Any]:
     """Runs the arms `names` and the resident one in turn; all samples, and what follows from them.
+
+    An arm that the kernel kills at its cap starts again without one, which favours it, and is marked.
 
     Args:
         model: what to run.
@@ -49,51 +53,60 @@ def measure_cell(
         names: the arms to start.
         resident: the arm beside them, running already: one serves all budgets.
         repeats: timed passes of each.
-        capped: False lifts the cap of Penstock's cgroup, to see by how much it misses it.
     """
     probe = storage.BandwidthProbe(model.weights_file)
     with contextlib.ExitStack() as stack:
-        arms = [stack.enter_context(open_arm(name, model, budget_nbytes, capped=capped)) for name in names]
-        runs = [Run(resident), *(Run(arm) for arm in arms)]
-        for run in runs[1:]:
-            run.arm.start()
-        for run in runs[1:]:
-            _trying(run, lambda run: run.arm.wait())
+        runs = [Run(stack.enter_context(open_arm(name, model, budget_nbytes))) for name in names]
         for run in runs:
-            _trying(run, _load)
+            run.arm.start()
+        for run in runs:
+            _trying(run, stack, _get_ready)
+        runs.insert(0, Run(resident))
         for number in range(repeats):
             for run in runs[number % len(runs) :] + runs[: number % len(runs)]:
-                _trying(run, lambda run: _pass(run, probe))
+                _trying(run, stack, lambda run: _pass(run, probe))
+        for run in runs:  # those that had to start again have fewer
+            while run.alive and len(run.samples) < repeats:
+                _trying(run, stack, lambda run: _pass(run, probe))
         reference = _output(runs[0])
-        records = {run.arm.name: _record(run, reference, capped=capped) for run in runs}
-    return {"budget_nbytes": budget_nbytes, **derive(records, budget_nbytes, model), "arms": records}
+        records = {run.arm.name: _record(run, reference) for run in runs}
+    return {"budget_nbytes": budget_nbytes, **_derived(records, budget_nbytes, model), "arms": records}
 
 
-def _trying(run: Run, step: Any) -> None:
-    """An arm that fails fails alone; the others go on."""
-    if run.alive:
-        try:
-            step(run)
-        except ArmError as error:
+def _trying(run: Run, stack: contextlib.ExitStack, step: Callable[[Run], None]) -> None:
+    """An arm that fails fails alone, and the others go on; one that was killed at its cap starts again without."""
+    if not run.alive:
+        return
+    try:
+        step(run)
+    except ArmError as error:
+        if error.status != "killed" or not run.arm.is_capped:
             run.failure = error
+            return
+        run.arm.close()
+        run.arm = stack.enter_context(open_arm(run.arm.name, run.arm.model, run.arm.budget_nbytes, capped=False))
+        run.killed_at_cap = True
+        run.samples, run.bandwidths = [], []
+        run.arm.start()
+        _trying(run, stack, _get_ready)
 
 
-def _load(run: Run) -> None:
+def _get_ready(run: Run) -> None:
+    run.arm.wait()
     _drop(run)
-    if run.arm.name != "resident":
-        run.loaded = run.arm.ask("load")
+    run.loaded = run.arm.ask("load")
     for _ in range(WARM_UP_PASSES.get(run.arm.name, 1) - 1):
         run.arm.ask("run", lead=0)
 
 
 def _pass(run: Run, probe: storage.BandwidthProbe) -> None:
-    """One timed pass, storage's speed measured right before (and for Penstock, which pauses first, right after)."""
+    """One timed pass, storage's speed measured right before (and for Penstock, which reads ahead, right after)."""
     if run.arm.name == "resident":
         run.samples.append(run.arm.ask("run", lead=0))
         return
     _drop(run)
     run.bandwidths.append(probe.measure())
-    run.samples.append(run.arm.ask("run", lead=1 if run.arm.name == "penstock" else 0))
+    run.samples.append(run.arm.ask("run", lead=LEAD_PASSES if run.arm.name == "penstock" else 0))
     if run.arm.name == "penstock":
         run.bandwidths.append(probe.measure())
 
@@ -105,7 +118,7 @@ def _drop(run: Run) -> None:
         run.cached_nbytes = max(run.cached_nbytes, storage.cached_nbytes(way.folder(model)))
 
 
-def _record(run: Run, reference: torch.Tensor | None, *, capped: bool) -> dict[str, Any]:
+def _record(run: Run, reference: torch.Tensor | None) -> dict[str, Any]:
     group, failure = run.arm.group, run.failure
     record: dict[str, Any] = {
         "status": failure.status if failure is not None else "ok",
@@ -114,7 +127,8 @@ def _record(run: Run, reference: torch.Tensor | None, *, capped: bool) -> dict[s
         "median_seconds": median([sample["seconds"] for sample in run.samples]) if run.alive else None,
         "seconds": [sample["seconds"] for sample in run.samples],
         "bandwidths": run.bandwidths,
-        "capped": capped and run.arm.way.is_capped and group is not None,
+        "capped": run.arm.is_capped,
+        "killed_at_cap": run.killed_at_cap,
         "peak_nbytes": group.peak_nbytes() if group is not None else None,
         "limit_hits": limit_hits(group) if group is not None else None,
         "peak_source": f"cgroup v{group.version}" if group is not None else None,
@@ -122,8 +136,8 @@ def _record(run: Run, reference: torch.Tensor | None, *, capped: bool) -> dict[s
         **run.loaded,
     }
     if run.arm.name == "penstock":
-        record["stall_seconds"] = [sample["stall_seconds"] for sample in run.samples]
-        record["bytes_read_per_pass"] = [sample["bytes_read"] for sample in run.samples]
+        for name in ("stall_seconds", "bytes_read", "bytes_streamed"):
+            record[name] = [sample[name] for sample in run.samples]
     if reference is not None and run.alive:
         record |= _compared(_output(run), reference)
     return record
@@ -151,7 +165,7 @@ def _compared(output: torch.Tensor | None, reference: torch.Tensor) -> dict[str,
     return {"bit_identical": torch.equal(output, reference), "relative_error": error if error == error else None}
 
 
-def derive(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Model) -> dict[str, Any]:
+def _derived(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Model) -> dict[str, Any]:
     """The numbers of the tables."""
     ours, resident = records.get("penstock"), records["resident"]
     derived: dict[str, Any] = {"status": ours["status"] if ours is not None else "ok"}
@@ -159,13 +173,14 @@ def derive(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Model)
         derived["needed_nbytes"] = ours["needed_nbytes"] if ours is not None else None
         return derived
     warm, base = ours["median_seconds"], resident["median_seconds"]
-    nbytes, bandwidth = statistics.median(ours["bytes_read_per_pass"]), statistics.median(ours["bandwidths"])
+    nbytes, bandwidth = statistics.median(ours["bytes_read"]), statistics.median(ours["bandwidths"])
     bound = lower_bound_seconds(base, nbytes, bandwidth)
     least_nbytes = max(0, model.weights_nbytes() - ours["row_tables_nbytes"] - budget_nbytes)
     return derived | {
         "resident_seconds": base,
         "warm_seconds": warm,
-        "bytes_read_per_pass": nbytes,
+        "bytes_read": nbytes,
+        "bytes_streamed": statistics.median(ours["bytes_streamed"]),
         "least_nbytes": least_nbytes,
         "bytes_per_second": bandwidth,
         "lower_bound_seconds": bound,
@@ -174,6 +189,7 @@ def derive(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Model)
         "slowdown": warm / base,
         "stall_seconds": statistics.median(ours["stall_seconds"]),
         "peak_nbytes": ours["peak_nbytes"],
+        "killed_at_cap": ours["killed_at_cap"],
         "bit_identical": ours.get("bit_identical"),
         "speedups": {
             name: record["median_seconds"] / warm

@@ -67,17 +67,23 @@ class Session:
     def run(self, lead: int) -> dict[str, Any]:
         """`lead` untimed passes and, right after them, a timed one; then waits for what is read ahead.
 
-        The lead makes it a pass among others: after a pause, Penstock would find its arena full.
+        The lead makes it a pass among others: after a pause, Penstock would find its arena full of what it needs.
+        `bytes_read` is what was read while the timed pass ran, `bytes_streamed` what a pass streams on average.
         """
         before = self._bytes_read()
         for _ in range(lead):
             self._forward()
-        began = time.perf_counter()
+        at_begin, began = self._bytes_read(), time.perf_counter()
         self._forward()
-        seconds = time.perf_counter() - began
+        seconds, at_end = time.perf_counter() - began, self._bytes_read()
         stall = self._stream().stats.pass_stall_seconds if self._streams else 0.0
         _wait_until_idle()
-        return {"seconds": seconds, "stall_seconds": stall, "bytes_read": (self._bytes_read() - before) / (lead + 1)}
+        return {
+            "seconds": seconds,
+            "stall_seconds": stall,
+            "bytes_read": at_end - at_begin,
+            "bytes_streamed": (self._bytes_read() - before) / (lead + 1),
+        }
 
     def drop(self) -> dict[str, Any]:
         """Takes what the arm reads out of the page cache."""

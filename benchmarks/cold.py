@@ -1,9 +1,9 @@
 """Cold start: from a started interpreter with imports done to the first output, in a new process each time.
 
-Penstock's checkpoint is traced by an earlier process, as in daily use; the very first process, which traces the model
+Penstock's checkpoint was traced by an earlier process, as in daily use; the very first process, which traces the model
 and measures the drive, is reported apart. The rival is transformers' `from_pretrained` and a forward with the page
-cache dropped (for VGG-16, `load_state_dict` from the mapped file). Imports that transformers puts off until a model is loaded
-are done, by loading the tiny twin; nothing has been run, so thread pools and oneDNN kernels count.
+cache dropped (for VGG-16, `load_state_dict` from the mapped file). Imports that transformers puts off until it loads a
+model are done, by loading the tiny twin; nothing has been run, so thread pools and oneDNN kernels count.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def measure(name: str, case: str, repeats: int, tiny: bool) -> dict[str, Any]:
 
 def _compare(plain: Session, streamed: Session, repeats: int) -> dict[str, Any]:
     # Where bytes are streamed a pass has to follow another, or the arena is full when it begins.
-    lead = 1 if streamed.run(lead=0)["bytes_read"] else 0
+    lead = 1 if streamed.run(lead=0)["bytes_streamed"] else 0
     pairs = []
     for first, second in _orders(repeats):
         seconds = {}
@@ -91,7 +91,7 @@ def _compare(plain: Session, streamed: Session, repeats: int) -> dict[str, Any]:
         "resident_seconds": statistics.median(base["seconds"] for base, _ in pairs),
         "penstock_seconds": statistics.median(ours["seconds"] for _, ours in pairs),
         "stall_seconds": statistics.median(ours["stall_seconds"] for _, ours in pairs),
-        "bytes_read_per_pass": statistics.median(ours["bytes_read"] for _, ours in pairs),
+        "bytes_streamed": statistics.median(ours["bytes_streamed"] for _, ours in pairs),
         "pairs": [[base["seconds"], ours["seconds"]] for base, ours in pairs],
     }
 
@@ -101,7 +101,7 @@ def describe(cell: dict[str, Any]) -> str:
     head = f"{cell['title']}, {cell['case']}: "
     if cell["status"] != "ok":
         return head + f"{cell['status']} ({cell['reason']})"
-    return head + f"ratio {cell['ratio']:.4f}, {cell['bytes_read_per_pass'] / 1e6:.0f} MB read a pass"
+    return head + f"ratio {cell['ratio']:.4f}, {cell['bytes_streamed'] / 1e6:.0f} MB read a pass"
 
 
 def _orders(repeats: int) -> Iterator[tuple[str, str]]:

@@ -13,51 +13,54 @@ from penstock.probe import open_probe
 
 READ_NBYTES = 4 << 20
 THREADS = 2
-PROBE_NBYTES = 96 << 20
+PROBE_NBYTES = 128 << 20
 _MADV_DONTNEED = 4
 
 
 class BandwidthProbe:
-    """Direct reads of one file, each measurement where the last one ended, so that no cache below answers them."""
+    """Direct reads of one file as Penstock reads: two threads, 4 MiB each, into huge pages where there are any.
+
+    Each measurement goes on where the last one ended, so that no cache below the file system answers it.
+    """
 
     def __init__(self, file: Path) -> None:
-        self._file, self._offset = file, 0
+        self._file, self._next = file, 0
+        self._memories = [mmap.mmap(-1, READ_NBYTES) for _ in range(THREADS)]
+        for memory in self._memories:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory[:] = bytes(READ_NBYTES)  # page faults are not the drive's
 
     def measure(self) -> float:
-        """Bytes per second now: two threads, 4 MiB a read, about 100 MB."""
+        """Bytes per second now, over about 130 MB."""
         with open_probe(self._file) as probe:
             read_nbytes = min(READ_NBYTES, probe.nbytes)
-            reads = [
-                (self._offset + i * read_nbytes) % (probe.nbytes - read_nbytes + probe.block_nbytes)
-                for i in range(max(THREADS, min(PROBE_NBYTES, probe.nbytes) // read_nbytes))
-            ]
-            aligned = [offset // probe.block_nbytes * probe.block_nbytes for offset in reads]
-            self._offset = (self._offset + len(reads) * read_nbytes) % probe.nbytes
-            return len(aligned) * read_nbytes / _seconds(probe.descriptor, aligned, read_nbytes)
+            in_file = probe.nbytes // read_nbytes
+            count = max(THREADS, min(PROBE_NBYTES // read_nbytes, in_file))
+            offsets = [(self._next + i) % in_file * read_nbytes for i in range(count)]
+            self._next = (self._next + count) % in_file
+            return count * read_nbytes / self._seconds(probe.descriptor, offsets, read_nbytes)
 
+    def _seconds(self, descriptor: int, offsets: list[int], read_nbytes: int) -> float:
+        left = iter(offsets)  # shared by the threads: `next` on it is atomic
+        failures: list[OSError] = []
 
-def _seconds(descriptor: int, offsets: list[int], read_nbytes: int) -> float:
-    memories = [mmap.mmap(-1, read_nbytes) for _ in range(THREADS)]
-    failures: list[OSError] = []
+        def read(memory: mmap.mmap) -> None:
+            try:
+                with memoryview(memory) as whole, whole[:read_nbytes] as target:
+                    for offset in left:
+                        os.preadv(descriptor, [target], offset)
+            except OSError as error:
+                failures.append(error)
 
-    def read(thread: int) -> None:
-        try:
-            for offset in offsets[thread::THREADS]:
-                os.preadv(descriptor, [memories[thread]], offset)
-        except OSError as error:
-            failures.append(error)
-
-    for memory in memories:
-        memory[:] = bytes(len(memory))  # faults are not the drive's
-    workers = [threading.Thread(target=read, args=(i,)) for i in range(THREADS)]
-    began = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if failures:
-        raise failures[0]
-    return time.perf_counter() - began
+        workers = [threading.Thread(target=read, args=(memory,)) for memory in self._memories]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if failures:
+            raise failures[0]
+        return time.perf_counter() - began
 
 
 def files_in(folder: Path) -> list[Path]:

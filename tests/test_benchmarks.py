@@ -32,6 +32,10 @@ def envelope(cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def arm(median_seconds: float | None, *, killed_at_cap: bool = False) -> dict[str, Any]:
+    return {"status": "ok", "median_seconds": median_seconds, "killed_at_cap": killed_at_cap}
+
+
 def measured(percent: int, *, ratio: float, peak_mib: int, speedups: dict[str, float]) -> dict[str, Any]:
     return {
         "title": "ViT-L/16",
@@ -42,12 +46,12 @@ def measured(percent: int, *, ratio: float, peak_mib: int, speedups: dict[str, f
         "warm_seconds": 0.5 * ratio,
         "ratio": ratio,
         "stall_seconds": 0.012,
-        "bytes_read_per_pass": 80 * MIB,
+        "bytes_streamed": 80 * MIB,
         "bytes_per_second": 2e9,
         "peak_nbytes": peak_mib * MIB,
         "bit_identical": True,
         "speedups": speedups,
-        "arms": {name: {"status": "ok", "median_seconds": 0.5 * ratio * by} for name, by in speedups.items()},
+        "arms": {name: arm(0.5 * ratio * by) for name, by in speedups.items()},
     }
 
 
@@ -58,7 +62,7 @@ def infeasible() -> dict[str, Any]:
         "budget_nbytes": 10 * MIB,
         "status": "infeasible",
         "needed_nbytes": 99 * MIB,
-        "arms": {"accelerate": {"status": "killed", "median_seconds": None}},
+        "arms": {"accelerate": {**arm(None), "status": "killed"}},
     }
 
 
@@ -99,10 +103,19 @@ def test_rivals_are_compared_where_they_ran_and_a_killed_one_is_named() -> None:
     assert "OS paging **1.70×** over 1 cells" in table
 
 
+def test_a_rival_that_was_killed_at_its_cap_and_timed_without_is_marked() -> None:
+    cells = [measured(percent, ratio=1.0, peak_mib=20, speedups={"accelerate": 3.0}) for percent in (20, 50)]
+    cells[0]["arms"]["accelerate"]["killed_at_cap"] = True
+    cells[0]["speedups"]["accelerate"] = 2.0
+    table = tables.rivals_table(envelope(cells))
+    assert "(2.00×) †" in row(table, "20 %")
+    assert "**2.50×** over 2 cells, 3.00× over the 1 that it survives" in table
+
+
 def test_the_overhead_table_has_both_budgets_of_a_model_in_one_row() -> None:
     cells = [
-        {"title": "BERT-L", "case": "100 %", "ratio": 1.004, "bytes_read_per_pass": 3 * MIB},
-        {"title": "BERT-L", "case": "ample", "ratio": 0.999, "bytes_read_per_pass": 0},
+        {"title": "BERT-L", "case": "100 %", "ratio": 1.004, "bytes_streamed": 3 * MIB},
+        {"title": "BERT-L", "case": "ample", "ratio": 0.999, "bytes_streamed": 0},
     ]
     assert row(tables.overhead_table(envelope(cells)), "BERT-L", "1.004", "3 MiB", "0.999")
 
