@@ -27,6 +27,7 @@ class Admission:
     def __init__(self, store: TraceStore) -> None:
         self._store = store
         self._traces: dict[Signature, Trace] = {}
+        self._measured: set[Signature] = set()
         self.primary: Trace | None = None
         self.single_row = store.single_row()
 
@@ -61,10 +62,15 @@ class Admission:
         ):
             self.primary = trace
 
-    def is_to_be_measured(self, signature: Signature) -> bool:
-        """Whether this exact kind of call is known, but not its times and its overhead."""
-        trace = self._traces.get(signature)
-        return trace is not None and not (trace.is_timed and trace.overhead_nbytes)
+    def take_to_measure(self, signature: Signature) -> bool:
+        """Whether this exact kind of call is known, and was not measured by this process yet.
+
+        Another process may have measured less: how much the allocator retains is a matter of luck.
+        """
+        if signature not in self._traces or signature in self._measured:
+            return False
+        self._measured.add(signature)
+        return True
 
     def activations_nbytes(self, signature: Signature) -> int | None:
         """Bytes that a call like this needs for its own tensors and its arguments; None where nothing tells."""
@@ -72,7 +78,7 @@ class Admission:
         for known, trace in self._traces.items():
             growth = known.growth_to(signature)
             if growth is not None:
-                needs.append(int((trace.activations_nbytes + known.nbytes) * growth))
+                needs.append(int(trace.activations_nbytes * growth))
         return min(needs, default=None)
 
     @property

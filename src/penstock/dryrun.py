@@ -18,7 +18,7 @@ from torch import nn
 
 from penstock.recorder import Recorder, heard, listening
 from penstock.runtime.binding import BoundWeight
-from penstock.signature import map_tensors
+from penstock.signature import Signature, map_tensors
 from penstock.trace import Trace
 
 if TYPE_CHECKING:
@@ -47,12 +47,23 @@ def dry_trace(
     fake_kwargs = map_tensors(kwargs, mode.from_tensor)
     recorder = Recorder(weights, stand_ins=stand_ins, counts_work=True)
     try:
-        with unchanged(root), torch.no_grad(), _replaced(weights, fakes), mode, listening(recorder, root), recorder:
+        with _quiet(), unchanged(root), torch.no_grad(), _replaced(weights, fakes), mode, listening(recorder, root), recorder:
             heard(recorder, "", forward)(*fake_args, **fake_kwargs)
     except Exception as error:  # whatever stops it, a real pass records the same
         logger.debug("no dry run of %s: %r", type(root).__name__, error)
         return None
-    return recorder.trace(is_timed=False)
+    return recorder.trace(is_timed=False, arguments_nbytes=Signature.of(args, kwargs).nbytes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs an error where a fake kernel refuses; here that is no error."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def preview(
     trace = store.get(signature)
     if trace is None and (trace := dry(args, kwargs)) is not None:
         store.put(signature, trace)
-    needed_nbytes = trace.activations_nbytes + signature.nbytes if trace is not None else 0
+    needed_nbytes = trace.activations_nbytes if trace is not None else 0
     trace = trace or assumed_trace(module, weights)
     problem = make_problem(
         trace,

@@ -35,6 +35,12 @@ from penstock.tracestore import TraceStore, kept_plan
 HEADROOM = 1.25
 """Reserve this much more than a larger call needs, so that a growing cache does not ask for a plan each token."""
 
+CAUTION = 6
+"""Before a pass was measured, this part of the budget is kept free for what only a measurement tells."""
+
+WASTE = 20
+"""A measured pass that leaves more than this part of the budget unused is worth a new plan."""
+
 _TIMED_PASSES = 3
 """Passes that are timed; of each layer the shortest time counts, which other work on the machine disturbs least."""
 
@@ -82,7 +88,8 @@ class Provision:
         self.executor = Executor(weights, FileViews(checkpoint))
         self.attachment = Attachment(module)
         self._process = os.getpid()
-        self._finalizer = weakref.finalize(module, _Closer(self.storage, owned_folder))
+        self._closer = _Closer(self.storage, owned_folder)
+        self._finalizer = weakref.finalize(module, self._closer)
 
     @property
     def module(self) -> nn.Module:
@@ -157,7 +164,7 @@ class Provision:
         return os.getpid() == self._process
 
     def learn(self, signature: Signature, trace: Trace) -> None:
-        """Keep what a measured pass told; plan again before the next one if it took more than was kept free."""
+        """Keep what a measured pass told; plan again before the next one if too little or too much was kept free."""
         plan = self.plan
         self.learning[signature] -= 1
         if not self.learning[signature]:
@@ -168,7 +175,9 @@ class Provision:
         if grown_nbytes is not None and plan.budget_nbytes >= MEASURABLE_NBYTES:
             overhead_nbytes = grown_nbytes - plan.arena_nbytes - plan.reserve.io_nbytes
             self.admission.note_overhead(signature, max(overhead_nbytes, 0))
-            if overhead_nbytes > plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes:
+            spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
+            is_learnt = signature not in self.learning
+            if spare_nbytes < 0 or (is_learnt and spare_nbytes > plan.budget_nbytes // WASTE):
                 self.admitted, self.is_outgrown = None, True
 
     def learn_anew(self, signature: Signature, trace: Trace) -> None:
@@ -196,7 +205,7 @@ class Provision:
         if self._room_nbytes() < needed or not self._to_realign() <= self._realigned or self.is_outgrown:
             self._make_room(needed)
         self.admitted = signature
-        if admission.is_to_be_measured(signature):
+        if admission.take_to_measure(signature):
             self.learning.setdefault(signature, _TIMED_PASSES)
         self.footprint.is_measuring = bool(self.learning)
 
@@ -218,14 +227,15 @@ class Provision:
         self._replan(max(needed_nbytes, present))
 
     def plan_blindly(self) -> None:
-        """Nothing tells what a call needs: half of the budget is for its activations, or what can be."""
+        """Nothing tells what a call needs: half of the budget is for its activations, or what layers leave."""
         if self.installation is not None and not self.is_outgrown:
             return
         self.admission.primary = assumed_trace(self.module, self.weights)
+        half_nbytes = self._budget.nbytes // 2
         try:
-            self._replan(self._budget.nbytes // 2)
-        except BudgetInfeasibleError:
-            self._replan(0)
+            self._replan(half_nbytes)
+        except BudgetInfeasibleError as error:
+            self._replan(max(half_nbytes - (error.needed_nbytes - self._budget.nbytes), 0))
 
     def dry(self, args: Any, kwargs: Any) -> Trace | None:
         """Trace such a call without computing it; None where it cannot be."""
@@ -242,13 +252,20 @@ class Provision:
         primary = self.admission.primary
         if primary is None:
             raise StreamStateError("no pass was recorded to plan for: call the module first")
+        if not self.admission.overhead_nbytes and self._budget.nbytes >= MEASURABLE_NBYTES:
+            # Nothing was measured yet: keep more free than most models take, if the budget allows it.
+            with contextlib.suppress(BudgetInfeasibleError):
+                return self._replan_with(primary, activations_nbytes, self._budget.nbytes // CAUTION)
+        self._replan_with(primary, activations_nbytes, 0)
+
+    def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem = make_problem(
             primary,
             self.weights,
             self._profile,
             budget_nbytes=self._budget.nbytes,
             activations_nbytes=activations_nbytes,
-            fixed_nbytes=self.fixed_nbytes,
+            fixed_nbytes=self.fixed_nbytes + caution_nbytes,
             overhead_nbytes=self.admission.overhead_nbytes if self._budget.nbytes >= MEASURABLE_NBYTES else 0,
         )
         plan = kept_plan(problem, self.strategy)
@@ -276,9 +293,8 @@ class Provision:
             realign=self._realigned,
             populate=self.footprint.is_measuring,
         )
-        self.installation, self._is_settled = installation, False
-        self._finalizer.detach()
-        self._finalizer = weakref.finalize(self.module, _Closer(self.storage, self.owned_folder, installation))
+        self.installation = self._closer.installation = installation
+        self._is_settled = False
         self.executor.install(installation.cold, installation.pipeline)
         self.attachment.follow(self.executor, installation.cold.sites)
         self.peak_nbytes = max(self.peak_nbytes, plan.prediction.peak_nbytes)
@@ -290,22 +306,23 @@ class Provision:
         if self.installation is not None:
             self.earlier += self.installation.pipeline.stats
             self.installation.close()
-        self.installation = self.admitted = None
+        self.installation = self._closer.installation = self.admitted = None  # or its arena would outlive it
         self.executor.uninstall()
 
 
 class _Closer:
     """Ends what would outlive a module that is dropped without `restore`."""
 
-    def __init__(self, storage: FileStorage, folder: Path | None, installation: Installation | None = None) -> None:
-        self._storage, self._folder, self._installation = storage, folder, installation
+    def __init__(self, storage: FileStorage, folder: Path | None) -> None:
+        self._storage, self._folder = storage, folder
+        self.installation: Installation | None = None
         self._process = os.getpid()
 
     def __call__(self) -> None:
         if os.getpid() != self._process:
             return  # a forked child leaves its parent's files alone
-        if self._installation is not None:
-            self._installation.close()
+        if self.installation is not None:
+            self.installation.close()
         self._storage.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

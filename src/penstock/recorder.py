@@ -38,6 +38,22 @@ _PRODUCTS = {
     _aten.linear.default,
     _aten.matmul.default,
 }
+_PRODUCTS_OF_ANY_ROWS = {
+    _aten._grouped_mm.default,  # as many as an expert is given
+    _aten.lstm.input,  # a step multiplies as many as the batch has; so do the others
+    _aten.lstm.data,
+    _aten.gru.input,
+    _aten.gru.data,
+    _aten.rnn_tanh.input,
+    _aten.rnn_tanh.data,
+    _aten.rnn_relu.input,
+    _aten.rnn_relu.data,
+    _aten.lstm_cell.default,
+    _aten.gru_cell.default,
+    _aten.einsum.default,  # whichever of its dimensions they are
+    _aten.tensordot.default,
+    _aten.bilinear.default,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +133,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._stack and not func.is_view and func.namespace != "prim":  # views and device queries read nothing
             self._note_reads(func, args, kwargs)
-        result = as_unwatched(func, args, kwargs)
+        grouped = func is _aten._grouped_mm.default and self._counts_work and args[0].dim() == 2 and args[1].dim() == 3
+        result = _grouped_product(*args[:2]) if grouped else as_unwatched(func, args, kwargs)
         self._note_allocations(result, _storages((*args, *kwargs.values())))
         if self._counts_work and self._stack:
             self._stack[-1].work_seconds += _work_seconds(func, args, kwargs, result)
@@ -143,7 +160,8 @@ class Recorder(TorchDispatchMode):
                         size = tensor.shape[-2] if tensor.dim() > 1 else 1
                         rows = size if rows is None else min(rows, size)
         frame.reads.update(found)
-        if rows == 1:
+        # What depends on data in this pass, as do all numbers of rows where it could not be recorded dry, may be one row.
+        if rows == 1 or func in _PRODUCTS_OF_ANY_ROWS or (rows is not None and not self._counts_work):
             self._single_row.update(found)
 
     def _weight_of(self, tensor: torch.Tensor) -> int | None:
@@ -178,8 +196,8 @@ class Recorder(TorchDispatchMode):
 
     # -- result --
 
-    def trace(self, *, is_timed: bool) -> Trace:
-        """What was recorded."""
+    def trace(self, *, is_timed: bool, arguments_nbytes: int) -> Trace:
+        """What was recorded of a call whose arguments hold `arguments_nbytes`."""
         layers = [frame for frame in self._frames if frame.reads or frame.row_reads]
         position = [0] * len(self._frames)  # of the last layer begun at or before each frame
         count = -1
@@ -204,7 +222,7 @@ class Recorder(TorchDispatchMode):
         return Trace(
             tuple(weight.name for weight in self._weights),
             tuple(calls),
-            self.peak_nbytes,
+            self.peak_nbytes + arguments_nbytes,
             frozenset(self._single_row),
             dict(self._row_counts),
             is_timed,
@@ -219,6 +237,11 @@ class Recorder(TorchDispatchMode):
             if layers:
                 work[layer] += frame.work_seconds
         return work
+
+
+def _grouped_product(rows: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """What experts make of their rows, in shape: torch's own fake kernel knows bfloat16 only."""
+    return rows.new_empty(rows.shape[0], experts.shape[2])
 
 
 def _storages(values: Sequence[Any]) -> set[int]:

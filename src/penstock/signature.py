@@ -90,9 +90,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _walk(value: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, torch.Tensor):
-        yield place, value
-    elif value is None or isinstance(value, bool | str | torch.dtype):
+    if isinstance(value, torch.Tensor) or value is None or isinstance(value, bool | str | torch.dtype):
         yield place, value
     elif depth > _MAX_DEPTH or isinstance(value, int | float):
         return

@@ -242,7 +242,7 @@ class Stream:
         forward = heard(recorder, "", provision.attachment.root_layer)
         with listening(recorder, provision.module), recorder:
             result = forward(*args, **kwargs)
-        provision.learn_anew(signature, recorder.trace(is_timed=True))
+        provision.learn_anew(signature, recorder.trace(is_timed=True, arguments_nbytes=signature.nbytes))
         return result
 
     def _stalled(self) -> float:

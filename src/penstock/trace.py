@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.errors import PlanError
 
-TRACE_VERSION = 2
+TRACE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Trace:
     Attributes:
         weights: names of the weights that indices refer to.
         calls: layer calls in the order of their beginning.
-        activations_nbytes: most bytes that the pass's own tensors held at one time, outputs included.
+        activations_nbytes: most bytes that the pass's own tensors held at one time, outputs and arguments included.
         single_row: indices of weights that multiply a single row, which kernels compute by other instructions.
         row_counts: for each table that rows are looked up in, how many a pass reads.
         overhead_nbytes: what the process took beyond arena and I/O buffers in a measured pass, activations included;

@@ -20,7 +20,6 @@ from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.errors import CheckpointError
 from penstock.runtime.devices.base import ALIGNMENT_NBYTES
 
-
 SMALL_TABLE_NBYTES = 32 << 10
 """Tables up to this are loaded whole: a few reads of rows would take longer."""
 
