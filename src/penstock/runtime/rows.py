@@ -23,7 +23,7 @@ from penstock.runtime.storage import Storage
 SPAN_NBYTES = 256 << 10
 GAP_NBYTES = 16 << 10
 """Rows closer than this are read in one span: a request costs about as much as this many bytes."""
-READERS = 8
+READERS = 4
 
 
 class RowTable:
