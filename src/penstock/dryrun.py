@@ -47,7 +47,15 @@ def dry_trace(
     fake_kwargs = map_tensors(kwargs, mode.from_tensor)
     recorder = Recorder(weights, stand_ins=stand_ins, counts_work=True)
     try:
-        with _quiet(), unchanged(root), torch.no_grad(), _replaced(weights, fakes), mode, listening(recorder, root), recorder:
+        with (
+            _quiet(),
+            unchanged(root),
+            torch.no_grad(),
+            _replaced(weights, fakes),
+            mode,
+            listening(recorder, root),
+            recorder,
+        ):
             heard(recorder, "", forward)(*fake_args, **fake_kwargs)
     except Exception as error:  # whatever stops it, a real pass records the same
         logger.debug("no dry run of %s: %r", type(root).__name__, error)

@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
         on_peak: Callable[[int], None] | None = None,
         counts_work: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._weights = weights
         self._index = {id(weight.parameter): i for i, weight in enumerate(weights)}
         self._stand_ins = stand_ins or {}

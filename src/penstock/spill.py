@@ -73,7 +73,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         for name in names:
             flat = tensors[name].contiguous().view(-1)
             if flat.numel():
-                data = memoryview(flat.view(torch.uint8).numpy())
+                data = memoryview(flat.view(torch.uint8).numpy().data)
                 for at in range(0, len(data), _WRITE_NBYTES):
                     file.write(data[at : at + _WRITE_NBYTES])
         file.flush()

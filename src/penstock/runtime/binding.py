@@ -164,16 +164,16 @@ class FileViews:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
-    def view(self, source: WeightSource) -> torch.Tensor:
-        """`source` as a tensor: mapped where it lies in one aligned piece, else copied from its pieces."""
+    def view(self, weight: BoundWeight) -> torch.Tensor:
+        """The weight's bytes as a tensor: mapped where they lie in one piece, as aligned as they were, else copied."""
         with torch.inference_mode(False):
-            return self._view(source)
+            return self._view(weight.source, ALIGNMENT_NBYTES if weight.is_aligned else weight.hollow.dtype.itemsize)
 
-    def _view(self, source: WeightSource) -> torch.Tensor:
+    def _view(self, source: WeightSource, alignment_nbytes: int) -> torch.Tensor:
         dtype = torch_dtype(source.dtype)
         if source.nbytes == 0:
             return torch.empty(source.shape, dtype=dtype)
-        if len(source.pieces) == 1 and source.pieces[0].file_offset % dtype.itemsize == 0:
+        if len(source.pieces) == 1 and source.pieces[0].file_offset % alignment_nbytes == 0:
             return self._mapped(source.pieces[0].file, source.pieces[0].file_offset, source.nbytes, dtype).view(
                 source.shape
             )

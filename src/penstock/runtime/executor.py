@@ -289,7 +289,7 @@ class Executor:
     def _map(self, weight: BoundWeight) -> None:
         mapped = self._mapped.get(id(weight))
         if mapped is None:
-            mapped = self._mapped[id(weight)] = self._views.view(weight.source)
+            mapped = self._mapped[id(weight)] = self._views.view(weight)
             self.mapped_reads += 1
         weight.bind(mapped)
 

@@ -110,7 +110,7 @@ class RowLookup(TorchDispatchMode):
     """While active, answers lookups in one parameter's table from storage."""
 
     def __init__(self, parameter: torch.Tensor, table: RowTable, read: Callable[[int], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._parameter, self._table, self._count = parameter, table, read
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

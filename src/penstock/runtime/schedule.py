@@ -128,7 +128,9 @@ def _schedule(
         for call in calls:
             loads_of.setdefault(call, []).append(load)
     sites: dict[str, Site] = {}
-    calls_out, site_out, first_call = [], [], [0] * len(planned)
+    calls_out: list[BoundCall] = []
+    site_out: list[Site] = []
+    first_call = [0] * len(planned)
     for call in sorted(loads_of):
         name = problem.calls[call].name
         if name not in modules:
