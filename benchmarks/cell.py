@@ -18,7 +18,7 @@ from benchmarks.arm import Arm, ArmError, limit_hits, open_arm
 from benchmarks.models import Model
 from benchmarks.results import lower_bound_seconds, median
 
-WARM_UP_PASSES = {"penstock": 3}  # so that its plan has settled; others have no memory of earlier passes
+WARM_UP_PASSES = {"penstock": 7}  # so that its plan has settled; others have no memory of earlier passes
 LEAD_PASSES = 2  # right before each timed pass of Penstock, whose arena is full after a pause
 
 
