@@ -31,24 +31,21 @@ class Installation:
         device: Device,
         storage: Storage,
         realign: frozenset[int],
-        populate: bool,
     ) -> None:
-        """Take the arena and start the pipeline, which owns `storage` from now on.
-
-        Args:
-            populate: take all of the arena's memory at once.
-        """
+        """Take the arena and start the pipeline, which owns `storage` from now on."""
         self.plan, self.problem = plan, problem
         try:
             arena = device.allocate(plan.arena_nbytes)
-            if populate:
-                arena.populate()
             self.cold, self.warm = make_schedule(plan, problem, weights, modules, arena, realign)
             self.pipeline = Pipeline(device, arena, storage, self.cold.planned)
         except BaseException:
             storage.close()
             raise
         self._arena = arena
+
+    def arena_nbytes(self) -> int:
+        """How much of the arena is in memory."""
+        return self._arena.resident_nbytes()
 
     def close(self) -> None:
         """End every transfer and thread; the memory goes with the last tensor over it."""

@@ -28,8 +28,9 @@ class Arena(ABC):
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor over the bytes from `offset`: no copy, with a storage of exactly its own bytes."""
 
-    def populate(self) -> None:  # noqa: B027  (where memory is always there, there is nothing to do)
-        """Have the memory at once, not page by page as it is first written: for measuring what else grows."""
+    def resident_nbytes(self) -> int:
+        """How much of it is in memory already, where that happens page by page as it is first written."""
+        return self.nbytes
 
     @abstractmethod
     def holds(self, tensor: torch.Tensor) -> bool:

@@ -5,7 +5,6 @@ Python threads suffice: the interpreter lock is released inside `preadv` and ins
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -23,7 +22,8 @@ from penstock.runtime.storage import Storage
 
 READ_NBYTES = 4 << 20
 THREADS = 2
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module does not name it
+_LIBC = ctypes.CDLL(None)
+_IN_MEMORY = bytes(page & 1 for page in range(256))
 
 
 class CpuArena(Arena):
@@ -46,9 +46,11 @@ class CpuArena(Arena):
         with torch.inference_mode(False):  # a weight that is an inference tensor takes other kernels
             return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
 
-    def populate(self) -> None:
-        with contextlib.suppress(OSError):  # older kernels fill page by page
-            self._memory.madvise(_MADV_POPULATE_WRITE)
+    def resident_nbytes(self) -> int:
+        pages = (ctypes.c_ubyte * -(-self.nbytes // mmap.PAGESIZE))()
+        if self.nbytes and _LIBC.mincore(ctypes.c_void_p(self.address), ctypes.c_size_t(self.nbytes), pages):
+            return self.nbytes
+        return bytes(pages).translate(_IN_MEMORY).count(1) * mmap.PAGESIZE
 
     def holds(self, tensor: torch.Tensor) -> bool:
         if tensor.layout is not torch.strided or tensor.is_meta:
