@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -55,49 +55,50 @@ def return_free_memory() -> None:
 
 
 class Footprint:
-    """Growth of this process since a baseline, without what its owner allocated between passes.
+    """Growth of this process since a baseline, without the arena and what its owner allocated between passes.
 
     Attributes:
-        is_measuring: whether `enter` and `leave` do anything.
+        arena_nbytes: tells how much of the arena is in memory: it fills page by page, also between passes.
+        is_measuring: whether `enter` and `leave` do anything; reading the kernel's account takes longer than a layer.
 
     Args:
         held_nbytes: of what the process holds already, this much is about to be given up: the module's own weights.
     """
 
     def __init__(self, held_nbytes: int = 0) -> None:
-        memory = read_memory()
-        self._base = memory.anonymous_nbytes - held_nbytes if memory is not None else 0
-        self.is_measuring = True  # reading the kernel's account takes longer than a small layer
-        self._last_end: int | None = None
+        self.arena_nbytes: Callable[[], int] = lambda: 0
+        self.is_measuring = True
+        self._base = self._now() - held_nbytes
+        self._left: int | None = None
         self._begun: Memory | None = None
+
+    def _now(self) -> int:
+        memory = read_memory()
+        return memory.anonymous_nbytes - self.arena_nbytes() if memory is not None else 0
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
         """What a process allocates only once, imports and caches of a dry run, belongs to its baseline."""
-        before = read_memory()
+        before = self._now()
         yield
         return_free_memory()
-        after = read_memory()
-        if before is not None and after is not None:
-            self._base += max(after.anonymous_nbytes - before.anonymous_nbytes, 0)
+        self._base += max(self._now() - before, 0)
 
     def leave(self) -> None:
         """Our work ends here for now; what is allocated until `enter` is not ours."""
-        memory = read_memory() if self.is_measuring else None
-        self._last_end = memory.anonymous_nbytes if memory is not None else None
+        self._left = self._now() if self.is_measuring else None
 
     def enter(self) -> None:
         """Our work begins again."""
-        if not self.is_measuring:
-            return
-        self._begun = read_memory() if reset_peak() else None
-        if self._begun is not None and self._last_end is not None:
-            self._base += self._begun.anonymous_nbytes - self._last_end
+        if self.is_measuring:
+            self._begun = read_memory() if reset_peak() else None
+            if self._left is not None:
+                self._base += self._now() - self._left
 
     def peak_growth_nbytes(self) -> int | None:
-        """Most anonymous bytes beyond the baseline since `enter`; None where it cannot be known."""
+        """Most anonymous bytes beyond baseline and arena since `enter`; None where it cannot be known."""
         memory, begun = read_memory(), self._begun
         if memory is None or begun is None:
             return None
-        file_growth = max(memory.file_nbytes - begun.file_nbytes, 0)
-        return max(memory.peak_nbytes - begun.file_nbytes - file_growth - self._base, 0)
+        file_nbytes = max(memory.file_nbytes, begun.file_nbytes)
+        return max(memory.peak_nbytes - file_nbytes - self.arena_nbytes() - self._base, 0)

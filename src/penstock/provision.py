@@ -173,7 +173,7 @@ class Provision:
         self.footprint.is_measuring = bool(self.learning)
         self.admission.add(signature, trace)
         if grown_nbytes is not None and plan.budget_nbytes >= MEASURABLE_NBYTES:
-            overhead_nbytes = grown_nbytes - plan.arena_nbytes - plan.reserve.io_nbytes
+            overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes
             self.admission.note_overhead(signature, max(overhead_nbytes, 0))
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
@@ -291,9 +291,9 @@ class Provision:
             device=self.device,
             storage=FileStorage(self.checkpoint.files, direct=self.storage.direct),
             realign=self._realigned,
-            populate=self.footprint.is_measuring,
         )
         self.installation = self._closer.installation = installation
+        self.footprint.arena_nbytes = installation.arena_nbytes
         self._is_settled = False
         self.executor.install(installation.cold, installation.pipeline)
         self.attachment.follow(self.executor, installation.cold.sites)
@@ -306,6 +306,7 @@ class Provision:
         if self.installation is not None:
             self.earlier += self.installation.pipeline.stats
             self.installation.close()
+        self.footprint.arena_nbytes = lambda: 0
         self.installation = self._closer.installation = self.admitted = None  # or its arena would outlive it
         self.executor.uninstall()
 
