@@ -20,6 +20,7 @@ from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
 from penstock.matching import match
 from penstock.planning import Plan
+from penstock.planning.strategies import get as get_strategy
 from penstock.preview import preview
 from penstock.provision import Provision
 from penstock.runtime.binding import BoundWeight, GuardedParameters, collect_weights
@@ -81,6 +82,7 @@ def stream(
         StorageError: weights could not be written.
     """
     cap, target = Budget(budget), _device(device)
+    get_strategy(strategy)
     _check_module(module)
     footprint = Footprint(held_nbytes=_held_nbytes(module))
     if (earlier := _stream_of(module)) is not None:
@@ -128,6 +130,7 @@ def from_pretrained(
         BudgetError, BudgetInfeasibleError, CheckpointError, CheckpointMismatchError: as for `stream`.
     """
     cap, target = Budget(budget), _device(device)
+    get_strategy(strategy)
     footprint = Footprint()
     skeleton = load_skeleton(cls, path, **same)
     module: ModuleT = skeleton.module  # type: ignore[assignment]
@@ -336,6 +339,12 @@ def _load_buffers(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[st
                     buffer.copy_(data)
     finally:
         storage.close()
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta:
+            raise UnsupportedModelError(
+                f"buffer {name!r} is on the meta device and the checkpoint does not hold it: give it its values before "
+                "streaming, or load the module with penstock.from_pretrained"
+            )
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -347,7 +356,11 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _device(device: str | torch.device | Device) -> Device:
     if isinstance(device, Device):
         return device
-    if torch.device(device).type != "cpu":
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        kind = ""
+    if kind != "cpu":
         raise UnsupportedModelError(f"device {str(device)!r} is not supported: penstock streams to 'cpu'")
     return CpuDevice()
 
@@ -357,9 +370,9 @@ def _check_module(module: Any) -> None:
         raise UnsupportedModelError(f"penstock streams a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedModelError("TorchScript modules cannot be streamed: stream the module that was scripted")
-    if _stream_of(module) is None and any(isinstance(m._parameters, GuardedParameters) for m in module.modules()):
-        if not any(_stream_of(child) for child in module.modules()):
-            raise StreamStateError("this is part of a module that is streamed: call penstock.restore on that one first")
+    is_guarded = any(isinstance(part._parameters, GuardedParameters) for part in module.modules())
+    if is_guarded and not any(_stream_of(part) for part in module.modules()):
+        raise StreamStateError("this is part of a module that is streamed: call penstock.restore on that one first")
     for parent in module.modules():
         if parent is not module and _stream_of(parent) is not None:
             raise StreamStateError("a part of this module is streamed already: call penstock.restore on it first")

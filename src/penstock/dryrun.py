@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from penstock.errors import UnsupportedModelError
 from penstock.recorder import Recorder, heard, listening
 from penstock.runtime.binding import BoundWeight
 from penstock.signature import Signature, map_tensors
@@ -57,6 +58,8 @@ def dry_trace(
             recorder,
         ):
             heard(recorder, "", forward)(*fake_args, **fake_kwargs)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # whatever stops it, a real pass records the same
         logger.debug("no dry run of %s: %r", type(root).__name__, error)
         return None

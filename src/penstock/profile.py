@@ -45,7 +45,7 @@ def make_problem(
         activations_nbytes: what to keep free for a pass's own tensors.
         fixed_nbytes: buffers and parameters that do not stream.
         overhead_nbytes: what a pass was measured to take beyond arena and I/O buffers, activations included; 0 where
-            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels and allocator instead.
+            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead.
     """
     read = {index for call in trace.calls for index in call.reads}
     specs = tuple(

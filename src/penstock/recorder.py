@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from penstock.errors import UnsupportedModelError
 from penstock.runtime.binding import BoundWeight
 from penstock.trace import Trace, TracedCall
 
@@ -134,6 +135,8 @@ class Recorder(TorchDispatchMode):
         if self._stack and not func.is_view and func.namespace != "prim":  # views and device queries read nothing
             self._note_reads(func, args, kwargs)
         grouped = func is _aten._grouped_mm.default and self._counts_work and args[0].dim() == 2 and args[1].dim() == 3
+        if func._schema.is_mutable:
+            self._refuse_writes(func, args, kwargs)
         result = _grouped_product(*args[:2]) if grouped else as_unwatched(func, args, kwargs)
         self._note_allocations(result, _storages((*args, *kwargs.values())))
         if self._counts_work and self._stack:
@@ -160,9 +163,21 @@ class Recorder(TorchDispatchMode):
                         size = tensor.shape[-2] if tensor.dim() > 1 else 1
                         rows = size if rows is None else min(rows, size)
         frame.reads.update(found)
-        # What depends on data in this pass, as do all numbers of rows where it could not be recorded dry, may be one row.
+        # Numbers of rows that depend on data, as all may where a pass could not be recorded dry, may be one.
         if rows == 1 or func in _PRODUCTS_OF_ANY_ROWS or (rows is not None and not self._counts_work):
             self._single_row.update(found)
+
+    def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        """A weight that is written to would lose what was written: its bytes come from the checkpoint each time."""
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[position] if position < len(args) else kwargs.get(argument.name)
+                weight = self._weight_of(value) if isinstance(value, torch.Tensor) else None
+                if weight is not None:
+                    raise UnsupportedModelError(
+                        f"a pass writes to the weight {self._weights[weight].name!r} ({func}), and what is streamed "
+                        "cannot keep that: change the weight before streaming, or make it a buffer"
+                    )
 
     def _weight_of(self, tensor: torch.Tensor) -> int | None:
         found = self._index.get(id(tensor))
@@ -283,7 +298,7 @@ class Clock:
         self._ended = (perf_counter(), self._stalled())
 
     def timed(self, trace: Trace) -> Trace | None:
-        """`trace` with measured times, the shorter ones if it has some; None if the pass did not make just its calls."""
+        """`trace` with measured times, the shorter ones if it has some; None if the pass made other calls."""
         if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
             return None
         ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended]

@@ -130,7 +130,7 @@ class Attachment:
             self._undo.append(handle.remove)
 
     def show_device(self, device: torch.device) -> None:
-        """Let `.device` of transformers and diffusers models be where they compute, not where absent weights are not."""
+        """Let `.device` of transformers and diffusers models be where they compute, whatever absent weights say."""
         for module in self.root.modules():
             if isinstance(getattr(type(module), "device", None), property):
                 self._undo.append(_swap_class(module, device))

@@ -49,8 +49,8 @@ class BoundWeight:
         parameter: the one object that every owner holds.
         owners: the modules that hold it and under which attribute.
         source: its bytes in the checkpoint.
-        is_aligned: whether it lay on a multiple of `ALIGNMENT_NBYTES` before it was streamed. One that only a checkpoint
-            knows counts as mapped from there, at the file's own alignment, which is how libraries load it.
+        is_aligned: whether it lay on a multiple of `ALIGNMENT_NBYTES` before it was streamed. One that only a
+            checkpoint knows counts as mapped from there, at the file's own alignment, which is how libraries load it.
         row_paths: the embedding layers among its owners, if rows of it can be read alone.
     """
 

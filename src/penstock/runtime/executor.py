@@ -94,6 +94,7 @@ class Executor:
                 return forward(*args, **kwargs)
             self.check_usable()
             before()
+            self._pipeline.forgive()
             if self._expected:  # layers were called outside a pass
                 self._expected = 0
                 self._restart()

@@ -108,6 +108,14 @@ class Pipeline:
             self._next = 0
             self._pump()
 
+    def forgive(self) -> None:
+        """Forget errors that nobody has met yet: what failed may work by now, and is tried again."""
+        if self._errors:
+            with self._changed:
+                self._errors.clear()
+                if not self._closed:
+                    self._pump()
+
     def hold(self, load: int) -> None:
         """Wait until `load` is there and keep it until `release`.
 

@@ -15,7 +15,7 @@ _COPIED_NBYTES = 1 << 20
 
 
 def read_weight(storage: Storage, source: WeightSource, *, realign: bool = True) -> torch.Tensor:
-    """`source` in memory of its own, on an aligned address or, without `realign`, one congruent to its place in the file.
+    """`source` in memory of its own, at an aligned address or, without `realign`, one congruent to its file offset.
 
     Raises:
         StorageError: it could not be read.
