@@ -12,6 +12,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 from penstock.checkpoint import FileIdentity
 from penstock.errors import CheckpointError, StorageError
@@ -19,6 +20,7 @@ from penstock.errors import CheckpointError, StorageError
 logger = logging.getLogger("penstock")
 
 BLOCK_NBYTES = 4096  # a multiple of every logical block size in use; direct I/O wants its own multiple
+_told_of: set[Path | None] = set()
 _REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -70,11 +72,13 @@ class FileStorage(Storage):
         except BaseException:
             self.close()
             raise
-        if direct and not self.direct:
+        folder = self._files[0].path.parent if self._files else None
+        if direct and not self.direct and folder not in _told_of:
+            _told_of.add(folder)
             logger.warning(
                 "%s: this file system refuses direct I/O; reading through the page cache and dropping it again, "
                 "which costs processor time",
-                self._files[0].path.parent,
+                folder,
             )
 
     def _open(self, file: FileIdentity) -> int:
