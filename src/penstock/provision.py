@@ -26,7 +26,7 @@ from penstock.runtime.binding import BoundWeight, FileViews
 from penstock.runtime.devices.base import Device
 from penstock.runtime.executor import Executor
 from penstock.runtime.installation import Installation
-from penstock.runtime.pipeline import PipelineStats
+from penstock.runtime.pipeline import Pipeline, PipelineStats
 from penstock.runtime.storage import FileStorage
 from penstock.signature import Signature
 from penstock.trace import Trace
@@ -292,7 +292,7 @@ class Provision:
             storage=FileStorage(self.checkpoint.files, direct=self.storage.direct),
             realign=self._realigned,
         )
-        self.installation = self._closer.installation = installation
+        self.installation, self._closer.pipeline = installation, installation.pipeline
         self.footprint.arena_nbytes = installation.arena_nbytes
         self._is_settled = False
         self.executor.install(installation.cold, installation.pipeline)
@@ -307,7 +307,7 @@ class Provision:
             self.earlier += self.installation.pipeline.stats
             self.installation.close()
         self.footprint.arena_nbytes = lambda: 0
-        self.installation = self._closer.installation = self.admitted = None  # or its arena would outlive it
+        self.installation = self._closer.pipeline = self.admitted = None  # or its arena would outlive it
         self.executor.uninstall()
 
 
@@ -316,14 +316,14 @@ class _Closer:
 
     def __init__(self, storage: FileStorage, folder: Path | None) -> None:
         self._storage, self._folder = storage, folder
-        self.installation: Installation | None = None
+        self.pipeline: Pipeline | None = None  # not the schedule, which knows modules and would keep them
         self._process = os.getpid()
 
     def __call__(self) -> None:
         if os.getpid() != self._process:
             return  # a forked child leaves its parent's files alone
-        if self.installation is not None:
-            self.installation.close()
+        if self.pipeline is not None:
+            self.pipeline.close()
         self._storage.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 _MAX_DEPTH = 6
+_OF_ARGUMENTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,19 @@ class Signature:
         """
         if self.switches != other.switches or len(self.tensors) != len(other.tensors):
             return None
-        grown: dict[tuple[int, int], float] = {}
+        grown: dict[tuple[int, int, int], float] = {}
         for (place, dtype, shape), (other_place, other_dtype, other_shape) in zip(
             self.tensors, other.tensors, strict=True
         ):
             if (place, dtype, len(shape)) != (other_place, other_dtype, len(other_shape)):
                 return None
-            for size, other_size in zip(shape, other_shape, strict=True):
+            pairs = list(zip(shape, other_shape, strict=True))
+            for index, (size, other_size) in enumerate(pairs):
                 if (size == 1) != (other_size == 1) or size == 0 != other_size:
                     return None
                 if other_size > size:
-                    grown[size, other_size] = other_size / size
+                    # The same growth in several tensors is one dimension's; twice in one tensor it is two dimensions'.
+                    grown[size, other_size, pairs[:index].count((size, other_size))] = other_size / size
         factor = 1.0
         for ratio in grown.values():
             factor *= ratio
@@ -92,6 +95,8 @@ def _is_state(value: Any) -> bool:
 def _walk(value: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(value, torch.Tensor) or value is None or isinstance(value, bool | str | torch.dtype):
         yield place, value
+    elif isinstance(value, int) and depth == _OF_ARGUMENTS:
+        yield place, str(value) if value in (0, 1) else "several"  # how many logits to keep, steps to make
     elif depth > _MAX_DEPTH or isinstance(value, int | float):
         return
     elif isinstance(value, Mapping):
