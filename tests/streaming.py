@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +17,9 @@ WIDTH = 160
 
 
 @pytest.fixture
-def counted_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def counted_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a kernel that keeps no account of processes: budgets hold what plans count, whatever other tests hold."""
     monkeypatch.setattr("penstock.footprint.read_memory", lambda: None)
-    yield
 
 
 def weight_nbytes(module: nn.Module) -> int:

@@ -255,7 +255,8 @@ class Provision:
         if not self.admission.overhead_nbytes and self._budget.nbytes >= MEASURABLE_NBYTES:
             # Nothing was measured yet: keep more free than most models take, if the budget allows it.
             with contextlib.suppress(BudgetInfeasibleError):
-                return self._replan_with(primary, activations_nbytes, self._budget.nbytes // CAUTION)
+                self._replan_with(primary, activations_nbytes, self._budget.nbytes // CAUTION)
+                return
         self._replan_with(primary, activations_nbytes, 0)
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:

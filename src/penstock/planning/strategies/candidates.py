@@ -14,7 +14,7 @@ from penstock.planning.strategies.layout import Layout, lay_out, lay_out_least
 STORAGE_SLOWDOWN = 1.25  # storage is seldom as steady as when it was measured: a candidate is tried slower, too
 SLOW_SHARE = 0.1
 READ_SHARE = 0.04
-"""Of the seconds that the storage is busy, what computing loses to it: 0.05 s of processor time per GB, on two cores."""
+"""Of the seconds that storage is busy, what computing loses to it: 0.05 s of processor time per GB, on two cores."""
 
 _SETTLING_PASSES = 2
 
