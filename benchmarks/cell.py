@@ -173,7 +173,10 @@ def _derived(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Mode
         derived["needed_nbytes"] = ours["needed_nbytes"] if ours is not None else None
         return derived
     warm, base = ours["median_seconds"], resident["median_seconds"]
-    nbytes, bandwidth = statistics.median(ours["bytes_read"]), statistics.median(ours["bandwidths"])
+    nbytes = statistics.median(ours["bytes_read"])
+    # Storage gave at least what Penstock drew from it, if a probe found less.
+    drawn = statistics.median(read / seconds for read, seconds in zip(ours["bytes_read"], ours["seconds"], strict=True))
+    bandwidth = max(drawn, statistics.median(ours["bandwidths"]))
     bound = lower_bound_seconds(base, nbytes, bandwidth)
     least_nbytes = max(0, model.weights_nbytes() - ours["row_tables_nbytes"] - budget_nbytes)
     return derived | {

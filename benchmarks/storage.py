@@ -13,22 +13,26 @@ from penstock.probe import open_probe
 
 READ_NBYTES = 4 << 20
 THREADS = 2
+HUGE_PAGE_NBYTES = 2 << 20
 PROBE_NBYTES = 128 << 20
 _MADV_DONTNEED = 4
 
 
 class BandwidthProbe:
-    """Direct reads of one file as Penstock reads: two threads, 4 MiB each, into huge pages where there are any.
+    """Direct reads of one file as Penstock reads: two threads, 4 MiB each, into whole huge pages.
 
-    Each measurement goes on where the last one ended, so that no cache below the file system answers it.
+    The pages matter: into scattered small ones the same drive may give less than half, as each becomes a segment of a
+    request. Each measurement goes on where the last one ended, so that no cache below the file system answers it.
     """
 
     def __init__(self, file: Path) -> None:
         self._file, self._next = file, 0
-        self._memories = [mmap.mmap(-1, READ_NBYTES) for _ in range(THREADS)]
-        for memory in self._memories:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-            memory[:] = bytes(READ_NBYTES)  # page faults are not the drive's
+        memory = mmap.mmap(-1, (THREADS + 1) * READ_NBYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[:] = bytes(len(memory))  # page faults are not the drive's
+        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_PAGE_NBYTES
+        view = memoryview(memory)[begin:]
+        self._targets = [view[i * READ_NBYTES : (i + 1) * READ_NBYTES] for i in range(THREADS)]
 
     def measure(self) -> float:
         """Bytes per second now, over about 130 MB."""
@@ -44,15 +48,14 @@ class BandwidthProbe:
         left = iter(offsets)  # shared by the threads: `next` on it is atomic
         failures: list[OSError] = []
 
-        def read(memory: mmap.mmap) -> None:
+        def read(target: memoryview) -> None:
             try:
-                with memoryview(memory) as whole, whole[:read_nbytes] as target:
-                    for offset in left:
-                        os.preadv(descriptor, [target], offset)
+                for offset in left:
+                    os.preadv(descriptor, [target[:read_nbytes]], offset)
             except OSError as error:
                 failures.append(error)
 
-        workers = [threading.Thread(target=read, args=(memory,)) for memory in self._memories]
+        workers = [threading.Thread(target=read, args=(target,)) for target in self._targets]
         began = time.perf_counter()
         for worker in workers:
             worker.start()
