@@ -30,13 +30,7 @@ def spill(module: nn.Module, folder: str | os.PathLike[str] | None) -> tuple[Che
         UnsupportedModelError: a parameter has no memory (meta device) or is not an ordinary dense tensor.
         StorageError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    for name, tensor in tensors.items():
-        if tensor.is_meta or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise UnsupportedModelError(
-                f"parameter {name!r} is a {tensor.layout} tensor on {tensor.device}, so it has no bytes to write: "
-                "give the `checkpoint` that holds it"
-            )
+    tensors = {name: _writable(name, parameter) for name, parameter in module.named_parameters()}
     home: Path | None = None
     try:
         if folder is not None:
@@ -52,6 +46,23 @@ def spill(module: nn.Module, folder: str | os.PathLike[str] | None) -> tuple[Che
             f"writing the module's weights to {where} failed ({error.strerror or error}): free space there, "
             "or give another `offload_folder`"
         ) from error
+
+
+def _writable(name: str, parameter: nn.Parameter) -> torch.Tensor:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise UnsupportedModelError(
+            f"parameter {name!r} of a lazy module has no shape yet: call the module once before it is streamed"
+        )
+    if parameter.is_meta or parameter.layout != torch.strided or parameter.device.type != "cpu":
+        raise UnsupportedModelError(
+            f"parameter {name!r} is a {parameter.layout} tensor on {parameter.device}, so it has no bytes to write: "
+            "give the `checkpoint` that holds it"
+        )
+    if str(parameter.dtype).removeprefix("torch.") not in _FORMAT_NAMES:
+        raise UnsupportedModelError(
+            f"parameter {name!r} is of {parameter.dtype}, which safetensors files cannot hold: cast it first"
+        )
+    return parameter.detach()
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:

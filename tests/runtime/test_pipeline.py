@@ -1,0 +1,202 @@
+"""Loads come in order, never over one another; errors reach whoever waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.checkpoint import FileIdentity, Piece, WeightSource
+from penstock.errors import StorageError, StreamStateError
+from penstock.runtime.devices.base import Device
+from penstock.runtime.devices.cpu import CpuDevice
+from penstock.runtime.pipeline import ABSENT, READY, Pipeline, PlaceTakenError, PlannedLoad
+from penstock.runtime.storage import FileStorage
+
+from ..adversary import AdversarialDevice  # noqa: TID252
+
+BLOCK = 4096
+WEIGHTS = 8
+CONTENT = bytes((i // BLOCK * 31 + i) % 256 for i in range(WEIGHTS * BLOCK))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "weights"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def load(weight: int, place: int, *, resident: bool = False) -> PlannedLoad:
+    """Block number `weight` of the file, at block number `place` of the arena."""
+    source = WeightSource("uint8", (BLOCK,), (Piece(0, weight * BLOCK, BLOCK, 0),))
+    return PlannedLoad(source, place * BLOCK, place * BLOCK, (place + 1) * BLOCK, False, resident)
+
+
+class Opened:
+    """A pipeline over the file, and what lies in its arena."""
+
+    def __init__(self, file: Path, loads: list[PlannedLoad], device: Device | None = None) -> None:
+        device = device or CpuDevice()
+        self.loads = loads
+        self.arena = device.allocate(max(load.extent_end for load in loads))
+        self.storage = FileStorage([FileIdentity.of(file)])
+        self.pipeline = Pipeline(device, self.arena, self.storage, loads)
+
+    def has_its_bytes(self, index: int) -> bool:
+        place = self.loads[index]
+        found = self.arena.tensor(place.offset, torch.uint8, (BLOCK,))
+        begin = place.source.pieces[0].file_offset
+        return bytes(found.tolist()) == CONTENT[begin : begin + BLOCK]
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipeline.close()
+
+
+@pytest.fixture
+def two_in_one_place(file: Path) -> Iterator[Opened]:
+    with Opened(file, [load(0, 0), load(1, 0)]) as opened:
+        yield opened
+
+
+def test_a_load_waits_until_its_place_is_free(two_in_one_place: Opened) -> None:
+    pipeline = two_in_one_place.pipeline
+    pipeline.start([0, 1], [])
+    pipeline.hold(0)
+    pipeline._changed.acquire()
+    assert pipeline.states[1] == ABSENT
+    pipeline._changed.release()
+    assert two_in_one_place.has_its_bytes(0)
+    pipeline.release(0)
+    pipeline.hold(1)
+    assert two_in_one_place.has_its_bytes(1)
+    assert pipeline.states[0] == ABSENT
+    assert pipeline.stats.demand_loads == 0
+
+
+def test_a_place_that_is_held_is_never_taken(two_in_one_place: Opened) -> None:
+    pipeline = two_in_one_place.pipeline
+    pipeline.start([0, 1], [])
+    pipeline.hold(0)
+    with pytest.raises(PlaceTakenError):
+        pipeline.hold(1)
+    assert two_in_one_place.has_its_bytes(0)
+
+
+def test_what_is_held_twice_is_freed_by_the_second_release(two_in_one_place: Opened) -> None:
+    pipeline = two_in_one_place.pipeline
+    pipeline.start([0], [])
+    pipeline.hold(0)
+    pipeline.hold(0)
+    pipeline.release(0)
+    assert pipeline.states[0] == READY
+    pipeline.release(0)
+    assert pipeline.states[0] == ABSENT
+
+
+def test_loads_run_on_into_the_next_pass(file: Path) -> None:
+    with Opened(file, [load(0, 0), load(1, 1)]) as opened:
+        opened.pipeline.start([0, 1], [0, 1])
+        for _ in range(3):
+            for index in (0, 1):
+                opened.pipeline.hold(index)
+                assert opened.has_its_bytes(index)
+                opened.pipeline.release(index)
+        assert opened.pipeline.stats.demand_loads == 0
+
+
+def test_a_resident_stays_and_is_loaded_once(file: Path) -> None:
+    with Opened(file, [load(0, 0), load(1, 1, resident=True)]) as opened:
+        opened.pipeline.start([0, 1], [0])
+        for _ in range(3):
+            opened.pipeline.hold(1)
+            opened.pipeline.release(1)
+            opened.pipeline.hold(0)
+            opened.pipeline.release(0)
+        opened.pipeline.drain()
+        assert opened.pipeline.states[1] == READY
+        opened.pipeline.start([0], [0])
+        assert opened.pipeline.states[1] == READY
+
+
+def test_what_nobody_planned_for_comes_on_demand(file: Path) -> None:
+    with Opened(file, [load(0, 0), load(1, 0), load(2, 0)]) as opened:
+        opened.pipeline.start([0], [])
+        opened.pipeline.hold(2)
+        assert opened.has_its_bytes(2)
+        assert opened.pipeline.stats.demand_loads == 1
+
+
+class FailsOnce(FileStorage):
+    fails = True
+
+    def read(self, file: int, offset: int, into: memoryview, needed_nbytes: int) -> None:
+        if self.fails and offset == BLOCK:
+            raise StorageError("injected")
+        super().read(file, offset, into, needed_nbytes)
+
+
+@pytest.mark.parametrize("error_comes", ["before", "after"])
+def test_an_error_reaches_the_waiter_and_a_later_call_tries_again(file: Path, error_comes: str) -> None:
+    storage = FailsOnce([FileIdentity.of(file)])
+    device = CpuDevice()
+    pipeline = Pipeline(device, device.allocate(2 * BLOCK), storage, [load(0, 0), load(1, 1)])
+    if error_comes == "before":
+        pipeline.start([0, 1], [])
+        pipeline.hold(0)
+    else:
+        pipeline.start([1, 0], [])
+    with pytest.raises(StorageError, match="injected"):
+        pipeline.hold(1)
+    with pytest.raises(StorageError, match="injected"):
+        pipeline.hold(1)
+    storage.fails = False
+    pipeline.hold(1)
+    pipeline.close()
+    assert pipeline.states[1] == READY
+
+
+def test_closing_joins_every_thread_and_tells_who_still_waits(file: Path) -> None:
+    before = set(threading.enumerate())
+    opened = Opened(file, [load(0, 0)])
+    opened.pipeline.start([0], [])
+    opened.pipeline.close()
+    opened.pipeline.close()
+    assert set(threading.enumerate()) <= before
+    with pytest.raises(StreamStateError, match="closed"):
+        opened.pipeline.start([0], [])
+    opened.pipeline.states[0] = ABSENT
+    with pytest.raises(StreamStateError, match="closed"):
+        opened.pipeline.hold(0)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    places=st.lists(st.integers(0, 3), min_size=2, max_size=WEIGHTS),
+    walk=st.lists(st.tuples(st.integers(0, WEIGHTS - 1), st.booleans()), max_size=30),
+    seed=st.integers(0, 99),
+)
+def test_whatever_is_asked_for_in_whatever_order_holds_its_own_bytes(
+    file: Path, places: list[int], walk: list[tuple[int, bool]], seed: int
+) -> None:
+    loads = [load(weight, place) for weight, place in enumerate(places)]
+    order = range(len(loads))
+    with Opened(file, loads, AdversarialDevice(seed)) as opened:
+        opened.pipeline.start(order, order)
+        for asked, seeks in walk:
+            index = asked % len(loads)
+            if seeks:
+                opened.pipeline.seek([i for i in order if i >= index], keep=lambda i, index=index: i >= index)
+            opened.pipeline.hold(index)
+            assert opened.has_its_bytes(index)
+            present = [loads[i].offset for i in order if opened.pipeline.states[i] != ABSENT]
+            assert len(set(present)) == len(present), "two loads in one place"
+            opened.pipeline.release(index)
