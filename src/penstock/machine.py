@@ -28,7 +28,7 @@ _QUICK_ROUNDS, _FULL_ROUNDS = 3, 4
 _OWN_FILE_NBYTES = 64 * MIB  # a checkpoint of this size is measured itself; a smaller one might lie in a drive's cache
 _QUICK_PROBE_NBYTES, _FULL_PROBE_NBYTES = 64 * MIB, 256 * MIB
 _NEARLY = 0.95
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
+_HUGE_PAGE_NBYTES = 2 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -104,7 +106,7 @@ def measure_rates(
         OSError: a read failed.
     """
     measured: list[list[float]] = [[] for _ in cells]
-    with mmap.mmap(-1, max(read_nbytes for _, read_nbytes in cells)) as memory, memoryview(memory) as view:
+    with _memory(max(read_nbytes for _, read_nbytes in cells)) as memory, memoryview(memory) as view:
         for number in range(rounds):
             for index, (threads, read_nbytes) in enumerate(cells):
                 with view[: min(read_nbytes, probe.nbytes)] as target:
@@ -115,6 +117,14 @@ def measure_rates(
         Rate(read_nbytes, threads, statistics.median(rates))
         for (threads, read_nbytes), rates in zip(cells, measured, strict=True)
     ]
+
+
+def _memory(nbytes: int) -> mmap.mmap:
+    """Memory like the arena: reads into huge pages are twice as fast and take a fifth of the processor time."""
+    memory = mmap.mmap(-1, -(-nbytes // _HUGE_PAGE_NBYTES) * _HUGE_PAGE_NBYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _bytes_per_second(probe: Probe, target: memoryview, threads: int, seconds: float) -> float:
