@@ -36,6 +36,23 @@ def dry_trace(
     Returns None where the module cannot run so: its control flow asks for values that only a real pass has, or hooks,
     which are other people's code, would be shown tensors without data.
     """
+    found = _dry_run(root, forward, weights, args, kwargs)
+    if found is None:
+        return None
+    return found[0].trace(is_timed=False, arguments_nbytes=Signature.of(args, kwargs).nbytes)
+
+
+def dry_result(
+    root: nn.Module, forward: Callable[..., Any], weights: Sequence[BoundWeight], args: Any, kwargs: Any
+) -> Any:
+    """What such a call would return, in fake tensors, which have shapes and no data; None as for `dry_trace`."""
+    found = _dry_run(root, forward, weights, args, kwargs)
+    return found[1] if found is not None else None
+
+
+def _dry_run(
+    root: nn.Module, forward: Callable[..., Any], weights: Sequence[BoundWeight], args: Any, kwargs: Any
+) -> tuple[Recorder, Any] | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in root.modules() if module is not root):
         return None
     from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports that a warm start does not need
@@ -57,13 +74,13 @@ def dry_trace(
             listening(recorder, root),
             recorder,
         ):
-            heard(recorder, "", forward)(*fake_args, **fake_kwargs)
+            result = heard(recorder, "", forward)(*fake_args, **fake_kwargs)
     except UnsupportedModelError:
         raise
     except Exception as error:  # whatever stops it, a real pass records the same
         logger.debug("no dry run of %s: %r", type(root).__name__, error)
         return None
-    return recorder.trace(is_timed=False, arguments_nbytes=Signature.of(args, kwargs).nbytes)
+    return recorder, result
 
 
 @contextmanager

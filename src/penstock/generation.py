@@ -12,6 +12,7 @@ import torch
 import penstock
 from penstock.errors import CheckpointError, UnsupportedModelError
 from penstock.models import ModelFolder, load_class
+from penstock.rehearsal import reserve
 from penstock.stream import StreamStats
 
 
@@ -79,10 +80,18 @@ class Generation:
         self._module: Any = None
 
     def load(self, budget: int, strategy: str = "auto") -> None:
-        """Loads the model, streamed within `budget` bytes."""
-        self._module = penstock.from_pretrained(
-            self._cls, self._folder.path, budget=budget, strategy=strategy, example=dict(self._inputs)
-        ).eval()
+        """Loads the model, streamed within `budget` bytes, with room for the whole text.
+
+        Raises:
+            BudgetInfeasibleError: the budget has no room for the prompt, or for the last token's key-value cache.
+        """
+        module = penstock.from_pretrained(self._cls, self._folder.path, budget=budget, strategy=strategy).eval()
+        try:
+            reserve(module, self._inputs, self._max_new_tokens)
+        except BaseException:
+            penstock.inspect(module).close()
+            raise
+        self._module = module
 
     def run(self, show: Callable[[str], None] | None = None) -> Generated:
         """Continues the text and closes the model's stream.
@@ -122,9 +131,9 @@ class Generation:
 
     def _sampling(self) -> dict[str, Any]:
         if self._temperature > 0:
-            return {"do_sample": True, "temperature": self._temperature}
+            return {"do_sample": True, "temperature": self._temperature, "num_beams": 1}
         # The folder's generation_config.json may set these, and they mean nothing without sampling.
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
 
 
 def _load_tokenizer(folder: ModelFolder) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from penstock.admission import Admission, assumed_trace
 from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint
-from penstock.dryrun import dry_trace
+from penstock.dryrun import dry_result, dry_trace
 from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint
 from penstock.machine import storage_profile
@@ -239,10 +240,21 @@ class Provision:
 
     def dry(self, args: Any, kwargs: Any) -> Trace | None:
         """Trace such a call without computing it; None where it cannot be."""
+        with self._plain():
+            return dry_trace(self.module, self.attachment.root_forward, self.weights, args, kwargs)
+
+    def dry_result(self, args: Any, kwargs: Any) -> Any:
+        """What such a call would return, in fake tensors; None where that cannot be told."""
+        with self._plain():
+            return dry_result(self.module, self.attachment.root_forward, self.weights, args, kwargs)
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[None]:
+        """The module without what streaming hangs on its layers; what is allocated meanwhile is not the model's."""
         self.attachment.follow(None, ())
         try:
             with self.footprint.uncounted():
-                return dry_trace(self.module, self.attachment.root_forward, self.weights, args, kwargs)
+                yield
         finally:
             if self.installation is not None:
                 schedule = self.installation.warm if self._is_settled else self.installation.cold

@@ -186,6 +186,11 @@ class Stream:
             self._provision.begin_from_store()
         self._provision.footprint.leave()
 
+    def result_like(self, args: Any, kwargs: Any) -> Any:
+        """What a call with these arguments would return, in fake tensors: shapes without data; None if unknown."""
+        with self._provision.executor.exclusively():
+            return self._provision.dry_result(args, kwargs)
+
     def close(self, *, remove_files: bool = True) -> None:
         """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""
         with self._provision.executor.exclusively():
