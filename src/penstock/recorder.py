@@ -301,7 +301,7 @@ class Clock:
         """`trace` with measured times, the shorter ones if it has some; None if the pass made other calls."""
         if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
             return None
-        ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended]
+        ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended] * bool(self._begun)
         seconds = [
             max(end - began - (stall_end - stalled), 0.0)
             for (_, began, stalled), (end, stall_end) in zip(self._begun, ends, strict=True)
