@@ -14,6 +14,9 @@ Each subclasses the builtin that it resembles, so that code which knows nothing 
 """
 
 
+import functools
+
+
 class PenstockError(Exception):
     """Base of everything that Penstock raises on purpose."""
 
@@ -32,6 +35,10 @@ class BudgetInfeasibleError(BudgetError):
     def __init__(self, message: str, *, needed_nbytes: int) -> None:
         super().__init__(message)
         self.needed_nbytes = needed_nbytes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survives the way from one process to another, as pools of workers need it."""
+        return functools.partial(type(self), needed_nbytes=self.needed_nbytes), self.args
 
 
 class CheckpointError(PenstockError, OSError):

@@ -19,6 +19,8 @@ from penstock.planning.strategies.search import search
 _WORK = 16_000  # uses placed and simulated: a quarter of a second or so
 _LEAST_TRIALS = 8
 _TABLES_TRIED = 2
+WORTHWHILE = 0.99
+"""A resident table is all loaded in the cold pass: what it saves in later ones has to be worth that."""
 
 
 class Balanced:
@@ -41,7 +43,7 @@ class Balanced:
         for table in sorted(tables, key=lambda weight: (-_row_seconds(problem, weight), weight))[:_TABLES_TRIED]:
             if _row_seconds(problem, table) > 0 and self._fits(problem, kept | {table}, tables):
                 plan = self._plan(problem, read - tables, kept | {table}, tables - kept - {table}, bound)
-                if plan.prediction.warm_seconds < best.prediction.warm_seconds:
+                if plan.prediction.warm_seconds < WORTHWHILE * best.prediction.warm_seconds:
                     best, kept = plan, kept | {table}
         return best
 
