@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import weakref
@@ -32,6 +33,8 @@ from penstock.runtime.storage import FileStorage
 from penstock.signature import Signature
 from penstock.trace import Trace
 from penstock.tracestore import TraceStore, kept_plan
+
+logger = logging.getLogger("penstock")
 
 HEADROOM = 1.25
 """Reserve this much more than a larger call needs, so that a growing cache does not ask for a plan each token."""
@@ -203,8 +206,10 @@ class Provision:
         if needed is None:
             self.plan_blindly()
             return
-        if self._room_nbytes() < needed or not self._to_realign() <= self._realigned or self.is_outgrown:
+        if self._room_nbytes() < needed or not self._to_realign() <= self._realigned:
             self._make_room(needed)
+        elif self.is_outgrown:
+            self._make_fit(needed)
         self.admitted = signature
         if admission.take_to_measure(signature):
             self.learning.setdefault(signature, _TIMED_PASSES)
@@ -226,6 +231,19 @@ class Provision:
                 return
         self._is_growing = present >= 0
         self._replan(max(needed_nbytes, present))
+
+    def _make_fit(self, needed_nbytes: int) -> None:
+        """Plan with what was measured. Calls that ran are not refused for it now, but no process after this begins."""
+        try:
+            self._make_room(needed_nbytes)
+        except BudgetInfeasibleError as error:
+            self.is_outgrown = False
+            logger.warning(
+                "%s was measured to need a budget of %d bytes and runs beyond its %d: set a larger one",
+                type(self.module).__name__,
+                error.needed_nbytes,
+                self._budget.nbytes,
+            )
 
     def plan_blindly(self) -> None:
         """Nothing tells what a call needs: half of the budget is for its activations, or what layers leave."""
