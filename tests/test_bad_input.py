@@ -643,6 +643,29 @@ def test_a_process_that_ends_without_restore_ends_cleanly(end: str, tmp_path: Pa
     assert not list((tmp_path / "offload").iterdir())
 
 
+FORK = """
+import os
+pid = os.fork()
+if pid == 0:
+    raise SystemExit(0)  # with everything that an interpreter does at its end
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+with torch.inference_mode():
+    module(torch.zeros(1, 160))
+    module(torch.zeros(1, 160))
+penstock.restore(module)
+"""
+
+
+def test_a_forked_child_that_ends_leaves_its_parents_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(folder=tmp_path / "offload", end=FORK)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_module_that_is_dropped_takes_threads_and_files_with_it(tmp_path: Path) -> None:
     module = Chain()
     penstock.stream(module, budget="64MiB", example=X, offload_folder=tmp_path)

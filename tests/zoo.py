@@ -143,8 +143,9 @@ class Wrapper(nn.Module):
         self.own, self.child = nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH), None
 
     def forward(self, x: torch.Tensor, child: nn.Module | None = None) -> torch.Tensor:
-        x = x @ self.own
-        return (child(x) if child is not None else x) @ self.own
+        own = self.own
+        x = x @ own
+        return (child(x) if child is not None else x) @ own
 
 
 class Swapping(nn.Module):
@@ -156,14 +157,45 @@ class Swapping(nn.Module):
         self.blocks = nn.Sequential(*[Block() for _ in range(4)])
 
     def forward(self, x: torch.Tensor, nested: str = "") -> torch.Tensor:
-        x = self.blocks(x)
         if nested == "abc":
             return self.a(x, lambda y: self.b(y, self.c))
         if nested == "cba":
             return self.c(x, lambda y: self.b(y, self.a))
         if nested == "aa":
             return self.a(x, lambda y: self.a(y, self.b))
-        return self.c(self.b(self.a(x)))
+        return self.c(self.b(self.blocks(self.a(x))))
+
+
+class TiedSwapping(Swapping):
+    """Its first and last layer share a weight, which comes twice when they run in line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c.own = self.a.own
+
+
+class SometimesRecurrent(nn.Module):
+    """Layers that keep their weights in lists of their own, on a path that no trace has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.rnn = nn.GRU(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor, recurrent: bool = False) -> torch.Tensor:
+        return self.blocks(self.rnn(x)[0] if recurrent else x)
+
+
+class AttentionByValue(nn.Module):
+    """Neither contiguous nor to be followed by a dry run: its first pass is recorded while it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.block, self.other = Attention(True), Block(), Block()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.attention(x)
+        return self.block(x) if x.mean().item() > 0 else self.other(x)
 
 
 class Attention(nn.Module):
@@ -328,6 +360,13 @@ CASES: dict[str, Case] = {
     "nested where they were in line": Case(
         Swapping, ((X,), (X, "abc"), (X, "cba"), (Y, "aa"), (X, "cba"), (X, "abc"), (Y,))
     ),
+    "one weight in two places, nested": Case(
+        TiedSwapping, ((X,), (X, "abc"), (X, "cba"), (Y, "aa"), (X, "cba"), (X, "abc"), (Y,))
+    ),
+    "recurrent layers off the trace": Case(
+        SometimesRecurrent, ((X, False), (X, True), (Y, True), (Y, False), (X, True))
+    ),
+    "attention by value": Case(AttentionByValue, ((SEQUENCE,), (OTHER,), (SEQUENCE,))),
     "attention": Case(lambda: Attention(True), ((SEQUENCE,), (OTHER,), (SEQUENCE,))),
     "attention, sequence first": Case(lambda: Attention(False), ((SEQUENCE,), (OTHER,), (SEQUENCE,))),
     "transformer encoder": Case(encoder, ((SEQUENCE,), (OTHER,), (SEQUENCE,))),
