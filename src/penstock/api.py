@@ -16,7 +16,7 @@ from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.dryrun import dry_trace
 from penstock.errors import StreamStateError, UnsupportedModelError
-from penstock.footprint import Footprint
+from penstock.footprint import Footprint, return_free_memory
 from penstock.hub import load_skeleton
 from penstock.matching import match
 from penstock.planning import Plan
@@ -236,6 +236,7 @@ def _start(
     handle = Stream(provision)
     was_resident = any(not weight.parameter.is_meta for weight in weights)
     handle.attach()
+    return_free_memory()  # what the weights leave behind would count as growth
     try:
         handle.prepare(_arguments(example) if example is not None else None)
     except BaseException:

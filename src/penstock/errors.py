@@ -13,7 +13,6 @@
 Each subclasses the builtin that it resembles, so that code which knows nothing of Penstock handles it sensibly.
 """
 
-
 import functools
 
 

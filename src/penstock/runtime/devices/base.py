@@ -49,7 +49,7 @@ class TransferQueue(ABC):
         """Begin to bring `source` to `offset`; the completion callback gets `ticket` exactly once.
 
         Args:
-            ticket: the caller's name for this transfer.
+            ticket: the caller's name for this transfer; the same name always means the same source and offset.
             source: the weight's bytes.
             offset: arena offset of its first byte, congruent to its first file offset modulo the block.
             realign: move the bytes down to the next multiple of `ALIGNMENT_NBYTES` when they have arrived.

@@ -82,6 +82,7 @@ class CpuQueue(TransferQueue):
         self._arena, self._storage = arena, storage
         self._done: Completion = done
         self._read_nbytes = read_nbytes
+        self._requests: dict[int, list[ReadRequest]] = {}
         self._reads: deque[tuple[_Transfer, ReadRequest]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -93,7 +94,11 @@ class CpuQueue(TransferQueue):
             thread.start()
 
     def submit(self, ticket: int, source: WeightSource, offset: int, *, realign: bool = False) -> None:
-        requests = read_requests(source, offset, block_nbytes=self._storage.block_nbytes, read_nbytes=self._read_nbytes)
+        requests = self._requests.get(ticket)
+        if requests is None:  # the same transfer comes again in every pass
+            block_nbytes = self._storage.block_nbytes
+            requests = read_requests(source, offset, block_nbytes=block_nbytes, read_nbytes=self._read_nbytes)
+            self._requests[ticket] = requests
         transfer = _Transfer(ticket, offset, source.nbytes, len(requests), realign)
         if not requests:
             self._done(ticket, None)
