@@ -27,6 +27,9 @@ ABSENT, LOADING, READY = 0, 1, 2
 IN_FLIGHT_NBYTES = 8 << 20
 """Enough submitted ahead to keep every reader busy; more would only lengthen the wait of a demanded load."""
 
+IN_FLIGHT_LOADS = 2
+"""However large, so that the next one begins the moment one has arrived."""
+
 
 class PlaceTakenError(Exception):
     """A layer that still computes holds the place of the load that is asked for: no plan knows this order of calls."""
@@ -180,7 +183,7 @@ class Pipeline:
     def _pump(self) -> bool:
         """Submit what may start; whether anything is in flight afterwards."""
         self._blocked = False
-        while self._in_flight_nbytes < IN_FLIGHT_NBYTES:
+        while self._in_flight_nbytes < IN_FLIGHT_NBYTES or self._in_flight < IN_FLIGHT_LOADS:
             if self._next == len(self._order):
                 self._order, self._next = self._then, 0
                 if not self._order:

@@ -9,7 +9,8 @@ import ctypes
 import mmap
 import os
 import threading
-from collections import deque
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -66,13 +67,15 @@ class CpuArena(Arena):
         self.view = memoryview(b"")
 
 
+@dataclass(frozen=True, slots=True)
 class _Transfer:
-    __slots__ = ("error", "nbytes", "offset", "realign", "remaining", "ticket")
+    """What the readers need to know of one transfer."""
 
-    def __init__(self, ticket: int, offset: int, nbytes: int, remaining: int, realign: bool) -> None:
-        self.ticket, self.offset, self.nbytes = ticket, offset, nbytes
-        self.remaining, self.realign = remaining, realign
-        self.error: BaseException | None = None
+    ticket: int
+    offset: int
+    nbytes: int
+    requests: tuple[ReadRequest, ...]
+    realign: bool
 
 
 class CpuQueue(TransferQueue):
@@ -82,59 +85,52 @@ class CpuQueue(TransferQueue):
         self._arena, self._storage = arena, storage
         self._done: Completion = done
         self._read_nbytes = read_nbytes
-        self._requests: dict[int, list[ReadRequest]] = {}
-        self._reads: deque[tuple[_Transfer, ReadRequest]] = deque()
-        self._changed = threading.Condition()
+        self._transfers: dict[int, _Transfer] = {}
+        # A reader takes a transfer whole: one thread draws what the drive gives, and each waking costs computing time.
+        self._waiting: SimpleQueue[_Transfer | None] = SimpleQueue()
         self._closing = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
         ]
         self._process, self._serving = os.getpid(), threads
+        self._lock = threading.Lock()
         for thread in self._threads:
             thread.start()
 
     def submit(self, ticket: int, source: WeightSource, offset: int, *, realign: bool = False) -> None:
-        requests = self._requests.get(ticket)
-        if requests is None:  # the same transfer comes again in every pass
+        transfer = self._transfers.get(ticket)
+        if transfer is None:  # the same transfer comes again in every pass
             block_nbytes = self._storage.block_nbytes
             requests = read_requests(source, offset, block_nbytes=block_nbytes, read_nbytes=self._read_nbytes)
-            self._requests[ticket] = requests
-        transfer = _Transfer(ticket, offset, source.nbytes, len(requests), realign)
-        if not requests:
+            transfer = _Transfer(ticket, offset, source.nbytes, tuple(requests), realign)
+            self._transfers[ticket] = transfer
+        if self._closing:
+            raise StorageError("the transfer queue is closed")
+        if transfer.requests:
+            self._waiting.put(transfer)
+        else:
             self._done(ticket, None)
-            return
-        with self._changed:
-            if self._closing:
-                raise StorageError("the transfer queue is closed")
-            self._reads.extend([(transfer, request) for request in requests])  # all or none, whatever interrupts
-            self._changed.notify(len(requests))
 
     def _serve(self) -> None:
-        self._serve_until_closed()
-        with self._changed:
+        bounce: mmap.mmap | None = None
+        while (transfer := self._waiting.get()) is not None:
+            error: BaseException | None = None
+            try:
+                for request in transfer.requests:
+                    if request.skip_nbytes is not None and (bounce is None or len(bounce) < request.nbytes):
+                        bounce = mmap.mmap(-1, request.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    self._read(request, bounce)
+                settled = settled_offset(transfer.offset, realign=transfer.realign)
+                if settled != transfer.offset:
+                    self._arena.move(transfer.offset, settled, transfer.nbytes)
+            except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
+                error = caught
+            self._done(transfer.ticket, error)
+        with self._lock:
             self._serving -= 1
             is_last = not self._serving
         if is_last:
             self._storage.close()
-
-    def _serve_until_closed(self) -> None:
-        bounce: mmap.mmap | None = None
-        while True:
-            with self._changed:
-                while not self._reads and not self._closing:
-                    self._changed.wait()
-                if not self._reads:
-                    return
-                transfer, request = self._reads.popleft()
-            error: BaseException | None = None
-            try:
-                if transfer.error is None:
-                    if request.skip_nbytes is not None and (bounce is None or len(bounce) < request.nbytes):
-                        bounce = mmap.mmap(-1, request.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-                    self._read(request, bounce)
-            except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
-                error = caught
-            self._finish(transfer, error)
 
     def _read(self, request: ReadRequest, bounce: mmap.mmap | None) -> None:
         if request.skip_nbytes is None:
@@ -149,22 +145,12 @@ class CpuQueue(TransferQueue):
             self._arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
             kept.release()
 
-    def _finish(self, transfer: _Transfer, error: BaseException | None) -> None:
-        with self._changed:
-            transfer.error = transfer.error or error
-            transfer.remaining -= 1
-            if transfer.remaining:
-                return
-        settled = settled_offset(transfer.offset, realign=transfer.realign)
-        if transfer.error is None and settled != transfer.offset:
-            self._arena.move(transfer.offset, settled, transfer.nbytes)
-        self._done(transfer.ticket, transfer.error)
-
     def close(self) -> None:
         if os.getpid() == self._process:  # a forked child has neither the threads nor the holder of the lock
-            with self._changed:
+            if not self._closing:
                 self._closing = True
-                self._changed.notify_all()
+                for _ in self._threads:
+                    self._waiting.put(None)  # behind what is in flight
             # Garbage may be collected, and this called, by a reader itself while it holds what another waits for.
             if threading.current_thread() in self._threads:
                 return
