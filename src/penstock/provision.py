@@ -39,7 +39,7 @@ logger = logging.getLogger("penstock")
 HEADROOM = 1.25
 """Reserve this much more than a larger call needs, so that a growing cache does not ask for a plan each token."""
 
-CAUTION = 6
+CAUTION = 3
 """Before a pass was measured, this part of the budget is kept free for what only a measurement tells."""
 
 WASTE = 20

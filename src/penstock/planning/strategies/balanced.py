@@ -19,6 +19,7 @@ from penstock.planning.strategies.search import search
 _WORK = 16_000  # uses placed and simulated: a quarter of a second or so
 _LEAST_TRIALS = 8
 _TABLES_TRIED = 2
+_SMALL_NBYTES = (256 << 10, 1 << 20, 2 << 20, 4 << 20)
 WORTHWHILE = 0.99
 """A resident table is all loaded in the cold pass: what it saves in later ones has to be worth that."""
 
@@ -55,10 +56,18 @@ class Balanced:
         if sum(problem.extent_nbytes(weight) for weight in whole) <= capacity_nbytes:
             nothing = lay_out_least([], [], len(problem.calls))
             return assemble(problem, self.name, {*whole, *kept}, sorted(rows), nothing)
-        tiny = _tiny_residents(problem, capacity_nbytes, whole)
-        capacity_nbytes -= sum(problem.extent_nbytes(weight) for weight in tiny)
-        candidate = _best_candidate(problem, capacity_nbytes, kept | tiny, rows, bound)
-        return assemble(problem, self.name, kept | tiny | candidate.residents, sorted(rows), candidate.layout)
+        choices = {_small_residents(problem, capacity_nbytes, whole, problem.tiny_nbytes)}
+        for small_nbytes in _SMALL_NBYTES:  # large weights alone take fewer loads for as many bytes
+            small = _small_residents(problem, capacity_nbytes, whole, small_nbytes)
+            if all(weight in small for weight in whole if problem.weights[weight].nbytes <= small_nbytes):
+                choices.add(small)
+        tried = []
+        for small in sorted(choices, key=len):
+            rest_nbytes = capacity_nbytes - sum(problem.extent_nbytes(weight) for weight in small)
+            found = _best_candidate(problem, rest_nbytes, kept | small, rows, bound, _WORK // len(choices))
+            tried.append((found, small))
+        candidate, small = min(tried, key=lambda pair: pair[0].rank)
+        return assemble(problem, self.name, kept | small | candidate.residents, sorted(rows), candidate.layout)
 
     def _fits(self, problem: Problem, kept: frozenset[int], tables: Collection[int]) -> bool:
         """Whether the tables `kept` leave enough for what one moment needs of the weights that calls read whole."""
@@ -68,7 +77,7 @@ class Balanced:
 
 
 def _best_candidate(
-    problem: Problem, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int], bound: float
+    problem: Problem, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int], bound: float, work: int
 ) -> Candidate:
     bench = Bench(problem, capacity_nbytes, fixed, rows, merged=False)
     benches = [bench]
@@ -77,17 +86,18 @@ def _best_candidate(
         benches.append(merged)
     best = bench.try_least()
     for one in benches:
-        work = max(_WORK // len(benches), _LEAST_TRIALS * len(one.uses))
-        found = search(one, bound, work)
+        found = search(one, bound, max(work // len(benches), _LEAST_TRIALS * len(one.uses)))
         if found is not None and found.rank < best.rank:
             best = found
     return best
 
 
-def _tiny_residents(problem: Problem, capacity_nbytes: int, whole: Collection[int]) -> frozenset[int]:
-    """The smallest weights up to `tiny_nbytes`, as many as leave room for what one moment needs of all others."""
+def _small_residents(
+    problem: Problem, capacity_nbytes: int, whole: Collection[int], small_nbytes: int
+) -> frozenset[int]:
+    """The smallest weights up to `small_nbytes`, as many as leave room for what one moment needs of all others."""
     uses = [use for use in list_uses(problem, merged=False) if use.weight in whole]
-    tiny = [weight for weight in whole if problem.weights[weight].nbytes <= problem.tiny_nbytes]
+    tiny = [weight for weight in whole if problem.weights[weight].nbytes <= small_nbytes]
     tiny.sort(key=lambda weight: (problem.extent_nbytes(weight), weight))
     low, high = 0, len(tiny)
     while low < high:  # each that stays takes at least what it saves, so the total only grows
