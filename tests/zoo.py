@@ -329,6 +329,23 @@ class Bag(nn.Module):
         return self.block(self.bag(ids) + self.table(ids).sum(1))
 
 
+def channels_last() -> nn.Module:
+    layers = [nn.Conv2d(64, 64, 3, padding=1) for _ in range(4)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+class Transposed(nn.Module):
+    """Weights that lie in memory the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter((torch.randn(WIDTH, WIDTH) / WIDTH).t()) for _ in range(2))
+        self.blocks = nn.Sequential(Block(), Block())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x @ self.first) @ self.second
+
+
 @dataclass(frozen=True)
 class Case:
     """A module to build, and the arguments of calls to make of it; the first is the one that plans know of."""
@@ -346,6 +363,7 @@ def tokens(seed: int) -> torch.Tensor:
 
 
 X, Y = vectors(1, 3, WIDTH), vectors(2, 3, WIDTH)
+IMAGE = vectors(5, 1, 64, 6, 6)
 SEQUENCE, OTHER = vectors(3, 2, 5, WIDTH), vectors(4, 2, 5, WIDTH)
 
 CASES: dict[str, Case] = {
@@ -380,6 +398,8 @@ CASES: dict[str, Case] = {
     "state between calls": Case(Stateful, ((X,), (Y,), (X,))),
     "noise": Case(Noisy, ((X,), (Y,), (X,))),
     "bag of embeddings": Case(Bag, ((tokens(1),), (tokens(2),), (tokens(3),))),
+    "channels last": Case(channels_last, ((IMAGE,), (IMAGE.to(memory_format=torch.channels_last),), (IMAGE,))),
+    "transposed weights": Case(Transposed, ((X,), (Y,), (X[:1],))),
     "other shapes": Case(lambda: nn.Sequential(Block(), Block(), Block()), ((X,), (X[:1],), (SEQUENCE,), (X,))),
     "half precision": Case(
         lambda: nn.Sequential(Block(), Block(), Block()).bfloat16(), ((X.bfloat16(),), (Y.bfloat16(),), (X.bfloat16(),))

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
 from penstock.budget import Budget
-from penstock.checkpoint import Checkpoint, WeightSource
-from penstock.dryrun import dry_trace
 from penstock.errors import StreamStateError, UnsupportedModelError
-from penstock.footprint import Footprint, return_free_memory
+from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
-from penstock.matching import match
 from penstock.planning import Plan
 from penstock.planning.strategies import get as get_strategy
-from penstock.preview import preview
-from penstock.provision import Provision
-from penstock.runtime.binding import BoundWeight, GuardedParameters, collect_weights
+from penstock.runtime.binding import GuardedParameters
 from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
-from penstock.runtime.reading import read_weight
-from penstock.runtime.storage import FileStorage
-from penstock.spill import spill
+from penstock.starting import Call, Origin, preview_plain, start, start_again
 from penstock.stream import Stream
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -85,24 +76,20 @@ def stream(
     get_strategy(strategy)
     _check_module(module)
     footprint = Footprint(held_nbytes=_held_nbytes(module))
+    call = _call(example)
     if (earlier := _stream_of(module)) is not None:
-        _stream_again(module, earlier, checkpoint, cap, target, strategy, example, footprint)
+        start_again(
+            module, earlier, checkpoint, call, budget=cap, device=target, strategy=strategy, footprint=footprint
+        )
         return module
-    folder: Path | None = None
-    if checkpoint is None:
-        opened, folder = spill(module, offload_folder)
-        sources = dict(opened.tensors)  # parameters only: buffers stay where they are
-    else:
-        opened = Checkpoint.open(checkpoint)
-        sources = match(module, opened)
+    origin = Origin.spilled(module, offload_folder) if checkpoint is None else Origin.of(module, checkpoint)
     try:
-        if example is not None:  # before the module gives anything up
-            _preview(module, opened, sources, cap, target, strategy, *_arguments(example))
+        if call is not None:  # before the module gives anything up
+            preview_plain(module, origin, call, budget=cap, device=target, strategy=strategy)
     except BaseException:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        origin.remove_files()
         raise
-    _start(module, opened, sources, cap, target, strategy, example, folder, footprint)
+    start(module, origin, call, budget=cap, device=target, strategy=strategy, footprint=footprint)
     return module
 
 
@@ -135,7 +122,8 @@ def from_pretrained(
     skeleton = load_skeleton(cls, path, **same)
     module: ModuleT = skeleton.module  # type: ignore[assignment]
     _check_module(module)
-    _start(module, skeleton.checkpoint, skeleton.sources, cap, target, strategy, example, None, footprint)
+    origin = Origin(skeleton.checkpoint, skeleton.sources)
+    start(module, origin, _call(example), budget=cap, device=target, strategy=strategy, footprint=footprint)
     return module
 
 
@@ -147,18 +135,7 @@ def restore(module: ModuleT) -> ModuleT:
         StreamStateError: it is not streamed.
         CheckpointError, StorageError: its weights cannot be read; it is still streamed then.
     """
-    handle = inspect(module)
-    storage = FileStorage(handle.checkpoint.files)
-    try:
-        loaded = [
-            read_weight(storage, weight.source, realign=weight.is_aligned or weight.must_move)
-            for weight in handle.weights
-        ]
-    finally:
-        storage.close()
-    handle.close()
-    for weight, data in zip(handle.weights, loaded, strict=True):
-        weight.bind(data)
+    inspect(module).make_resident()
     return module
 
 
@@ -197,158 +174,22 @@ def plan(
         CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `stream`.
     """
     cap, target = Budget(budget), _device(device)
-    args, kwargs = _arguments(example)
+    call = _call(example) or ((), {})
     _check_module(module)
     if checkpoint is None:
-        return inspect(module).preview(args, kwargs, budget=cap, strategy=strategy)
+        return inspect(module).preview(*call, budget=cap, strategy=strategy)
     if _stream_of(module) is not None:
         raise StreamStateError(
             "this module is streamed already: leave `checkpoint` out, or call penstock.restore first"
         )
-    opened = Checkpoint.open(checkpoint)
-    return _preview(module, opened, match(module, opened), cap, target, strategy, args, kwargs)
+    origin = Origin.of(module, checkpoint)
+    return preview_plain(module, origin, call, budget=cap, device=target, strategy=strategy)
 
 
-def _start(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    sources: Mapping[str, WeightSource],
-    budget: Budget,
-    device: Device,
-    strategy: str,
-    example: Any,
-    folder: Path | None,
-    footprint: Footprint,
-) -> Stream:
-    weights = _collect(module, sources, device)
-    _load_buffers(module, checkpoint, sources)
-    provision = Provision(
-        module,
-        checkpoint,
-        weights,
-        budget=budget,
-        device=device,
-        strategy=strategy,
-        fixed_nbytes=_fixed_nbytes(module, weights),
-        footprint=footprint,
-        owned_folder=folder,
-    )
-    handle = Stream(provision)
-    was_resident = any(not weight.parameter.is_meta for weight in weights)
-    handle.attach()
-    return_free_memory()  # what the weights leave behind would count as growth
-    try:
-        handle.prepare(_arguments(example) if example is not None else None)
-    except BaseException:
-        restore(module) if was_resident else handle.close(remove_files=False)
-        raise
-    return handle
-
-
-def _stream_again(
-    module: nn.Module,
-    earlier: Stream,
-    checkpoint: StrPath | None,
-    budget: Budget,
-    device: Device,
-    strategy: str,
-    example: Any,
-    footprint: Footprint,
-) -> None:
-    """Another budget, device, strategy or checkpoint for a streamed module; if that cannot be, all is as before."""
-    before = {weight.name: weight.source for weight in earlier.weights}
-    folder = earlier.owned_folder if earlier.is_own_process else None
-    if checkpoint is None:
-        opened, sources = earlier.checkpoint, before
-        if example is not None and earlier.is_own_process:
-            earlier.preview(*_arguments(example), budget=budget, strategy=strategy)
-    else:
-        opened = Checkpoint.open(checkpoint)
-        sources = match(module, opened)
-    earlier.close(remove_files=False)
-    try:
-        kept = folder if checkpoint is None else None
-        _start(module, opened, sources, budget, device, strategy, example, kept, footprint)
-    except BaseException:
-        _start(
-            module,
-            earlier.checkpoint,
-            before,
-            earlier.budget,
-            earlier.device,
-            earlier.strategy,
-            None,
-            folder,
-            footprint,
-        )
-        raise
-    if checkpoint is not None and folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _preview(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    sources: Mapping[str, WeightSource],
-    budget: Budget,
-    device: Device,
-    strategy: str,
-    args: Any,
-    kwargs: Any,
-) -> Plan:
-    """The plan for a module that is not streamed and stays as it is."""
-    weights = _collect(module, sources, device)
-    return preview(
-        module,
-        weights,
-        checkpoint,
-        args,
-        kwargs,
-        dry=lambda args, kwargs: dry_trace(module, module.forward, weights, args, kwargs),
-        budget=budget,
-        strategy=strategy,
-        fixed_nbytes=_fixed_nbytes(module, weights),
-    )
-
-
-def _collect(module: nn.Module, sources: Mapping[str, WeightSource], device: Device) -> list[BoundWeight]:
-    weights = collect_weights(module, dict(sources), device.torch_device)
-    if not weights:
-        raise UnsupportedModelError(f"{type(module).__name__} has no weights to stream")
-    return weights
-
-
-def _fixed_nbytes(module: nn.Module, weights: list[BoundWeight]) -> int:
-    """Buffers, and parameters that are not streamed: in memory all the time."""
-    streamed = {id(weight.parameter) for weight in weights}
-    fixed = [p for p in module.parameters() if id(p) not in streamed] + list(module.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in fixed)
-
-
-def _load_buffers(module: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, WeightSource]) -> None:
-    """Persistent buffers are small and may be written to: they stay in memory."""
-    storage = FileStorage(checkpoint.files)
-    try:
-        for name, buffer in list(module.named_buffers()):
-            source = sources.get(name)
-            if source is not None:
-                data = read_weight(storage, source)
-                owner, _, attribute = name.rpartition(".")
-                if buffer.is_meta:
-                    module.get_submodule(owner)._buffers[attribute] = data
-                else:
-                    buffer.copy_(data)
-    finally:
-        storage.close()
-    for name, buffer in module.named_buffers():
-        if buffer.is_meta:
-            raise UnsupportedModelError(
-                f"buffer {name!r} is on the meta device and the checkpoint does not hold it: give it its values before "
-                "streaming, or load the module with penstock.from_pretrained"
-            )
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _call(example: Any) -> Call | None:
+    """Positional and keyword arguments of the call that `example` stands for."""
+    if example is None:
+        return None
     if isinstance(example, Mapping):
         return (), dict(example)
     return (example if isinstance(example, tuple) else (example,)), {}

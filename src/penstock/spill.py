@@ -14,6 +14,7 @@ from torch import nn
 from penstock.cache import atomic_write
 from penstock.checkpoint import Checkpoint
 from penstock.errors import StorageError, UnsupportedModelError
+from penstock.runtime.binding import dense_stride
 from penstock.safetensors_header import TORCH_DTYPES
 
 _ALIGNMENT_NBYTES = 4096
@@ -82,7 +83,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            flat = tensors[name].contiguous().view(-1)
+            flat = _in_order_of_memory(tensors[name])
             if flat.numel():
                 data = memoryview(flat.view(torch.uint8).numpy().data)
                 for at in range(0, len(data), _WRITE_NBYTES):
@@ -90,6 +91,13 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         file.flush()
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _in_order_of_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's elements, flat; one that is channels last or transposed is not put into another order."""
+    if dense_stride(tensor) is not None:
+        return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.contiguous().view(-1)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

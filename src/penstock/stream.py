@@ -18,6 +18,7 @@ from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Device
 from penstock.runtime.reading import read_weight
 from penstock.runtime.rows import RowTable
+from penstock.runtime.storage import FileStorage
 from penstock.signature import Signature
 
 
@@ -163,7 +164,7 @@ class Stream:
         attachment.wrap_pass(self._run)
         attachment.guard(self.weights, executor.map_absent)
         attachment.refuse(self.weights)
-        attachment.materialise_state(self.weights, lambda weight: read_weight(storage, weight.source))
+        attachment.materialise_state(self.weights, lambda weight: weight.laid_out(read_weight(storage, weight.source)))
         attachment.show_device(provision.device.torch_device)
         for weight in self.weights:
             for path in weight.row_paths:
@@ -196,6 +197,26 @@ class Stream:
         with self._provision.executor.exclusively():
             self._provision.close(remove_files=remove_files)
             self._provision.module.__dict__.pop("_penstock_stream", None)
+
+    def make_resident(self) -> None:
+        """Read every weight into memory, then close.
+
+        Raises:
+            CheckpointError, StorageError: its weights cannot be read; it is still streamed then.
+        """
+        weights = self.weights
+        with self._provision.executor.exclusively():
+            storage = FileStorage(self.checkpoint.files)
+            try:
+                loaded = [
+                    weight.laid_out(read_weight(storage, weight.source, realign=weight.is_aligned or weight.must_move))
+                    for weight in weights
+                ]
+            finally:
+                storage.close()
+            self.close()
+            for weight, data in zip(weights, loaded, strict=True):
+                weight.bind(data)
 
     # -- passes --
 

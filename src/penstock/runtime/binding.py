@@ -24,10 +24,14 @@ SMALL_TABLE_NBYTES = 32 << 10
 """Tables up to this are loaded whole: a few reads of rows would take longer."""
 
 
-def unreadable(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def unreadable(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, stride: tuple[int, ...] | None = None
+) -> torch.Tensor:
     """A tensor of `shape` without memory that can stand in for one on `device`."""
     with torch.inference_mode(False):
         hollow = torch.empty(shape, dtype=dtype, device="meta")
+        if stride is not None:
+            hollow = hollow.as_strided(shape, stride)
         hollow.untyped_storage().resize_(0)  # so that gathers and slices raise too
         return torch.Tensor._make_subclass(torch.Tensor, hollow, False, device_for_backend_keys=device)
 
@@ -52,6 +56,7 @@ class BoundWeight:
         is_aligned: whether it lay on a multiple of `ALIGNMENT_NBYTES` before it was streamed. One that only a
             checkpoint knows counts as mapped from there, at the file's own alignment, which is how libraries load it.
         row_paths: the embedding layers among its owners, if rows of it can be read alone.
+        stride: of a weight whose bytes are in another order than its dimensions (channels last, transposed); else None.
     """
 
     name: str
@@ -61,6 +66,7 @@ class BoundWeight:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     is_aligned: bool = False
     row_paths: frozenset[str] = frozenset()
+    stride: tuple[int, ...] | None = None
     hollow: torch.Tensor = field(init=False)
 
     @property
@@ -69,7 +75,7 @@ class BoundWeight:
         return any(p.file_offset % self.hollow.dtype.itemsize for p in self.source.pieces[:1])
 
     def __post_init__(self) -> None:
-        self.hollow = unreadable(self.source.shape, torch_dtype(self.source.dtype), self.device)
+        self.hollow = unreadable(self.source.shape, torch_dtype(self.source.dtype), self.device, self.stride)
 
     def adopt(self) -> None:
         """Make the parameter one that can point into this device's memory.
@@ -82,6 +88,13 @@ class BoundWeight:
             torch._C._swap_tensor_impl(self.parameter, shell)
         self.unbind()
 
+    def laid_out(self, data: torch.Tensor) -> torch.Tensor:
+        """`data`, which has the weight's bytes and shape, with its order of dimensions."""
+        if self.stride is None:
+            return data
+        with torch.inference_mode(False):
+            return data.as_strided(self.source.shape, self.stride)
+
     def bind(self, data: torch.Tensor) -> None:
         """Let the parameter point at `data`."""
         self.parameter.data = data
@@ -91,8 +104,13 @@ class BoundWeight:
         self.parameter.data = self.hollow
 
 
-def collect_weights(module: nn.Module, sources: dict[str, WeightSource], device: torch.device) -> list[BoundWeight]:
-    """The parameters of `module` that `sources` names, each once, in registration order."""
+def collect_weights(
+    module: nn.Module, sources: dict[str, WeightSource], device: torch.device, *, keeps_layout: bool = False
+) -> list[BoundWeight]:
+    """The parameters of `module` that `sources` names, each once, in registration order.
+
+    With `keeps_layout`, the sources hold the bytes of the module's own parameters in the order of its memory.
+    """
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     found: dict[int, tuple[str, nn.Parameter]] = {}
     source_of: dict[int, WeightSource] = {}
@@ -117,10 +135,24 @@ def collect_weights(module: nn.Module, sources: dict[str, WeightSource], device:
             device,
             _is_aligned(parameter, source_of[key]),
             frozenset(lookups.get(key, ())) if _has_rows(source_of[key]) else frozenset(),
+            dense_stride(parameter) if keeps_layout else None,
         )
         for key, (name, parameter) in found.items()
         if key in source_of
     ]
+
+
+def dense_stride(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The strides of a tensor whose bytes lie without a gap, but not in the order of its dimensions; else None."""
+    if tensor.is_contiguous():
+        return None
+    expected = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
+        if size != 1:
+            if stride != expected:
+                return None
+            expected *= size
+    return tuple(tensor.stride())
 
 
 def _is_aligned(parameter: nn.Parameter, source: WeightSource) -> bool:
@@ -167,7 +199,9 @@ class FileViews:
     def view(self, weight: BoundWeight) -> torch.Tensor:
         """The weight's bytes as a tensor: mapped where they lie in one piece, as aligned as they were, else copied."""
         with torch.inference_mode(False):
-            return self._view(weight.source, ALIGNMENT_NBYTES if weight.is_aligned else weight.hollow.dtype.itemsize)
+            return weight.laid_out(
+                self._view(weight.source, ALIGNMENT_NBYTES if weight.is_aligned else weight.hollow.dtype.itemsize)
+            )
 
     def _view(self, source: WeightSource, alignment_nbytes: int) -> torch.Tensor:
         dtype = torch_dtype(source.dtype)

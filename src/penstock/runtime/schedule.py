@@ -103,7 +103,7 @@ def make_schedule(
         weight = weights[index]
         others = tuple(position for position in positions[index] if position != len(bound))
         data = arena.tensor(settled_offset(load.offset, realign=load.realign), weight.hollow.dtype, load.source.shape)
-        bound.append(BoundLoad(weight, data, others))
+        bound.append(BoundLoad(weight, weight.laid_out(data), others))
     users = _users(plan, problem)
     cold_order = sorted(users, key=lambda load: (users[load][0], load))
     warm = {load: calls for load, calls in users.items() if not planned[load].resident}
