@@ -40,12 +40,12 @@ class RowTable:
         self._storage = storage
         self._piece = source.pieces[0]
         self._dtype = torch_dtype(source.dtype)
-        self.rows, self._width = source.shape
-        self._row_nbytes = self._width * self._dtype.itemsize
+        self.rows, self.width = source.shape
+        self._row_nbytes = self.width * self._dtype.itemsize
 
     def read(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
         """The table's `rows` (sorted, unique) as a tensor of shape (len(rows), width)."""
-        compact = torch.empty((len(rows), self._width), dtype=self._dtype)
+        compact = torch.empty((len(rows), self.width), dtype=self._dtype)
         if not len(rows):
             return compact
         spans = self._spans(rows)
@@ -116,6 +116,10 @@ class RowLookup(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.embedding.default and args[0] is self._parameter:
             indices = args[1]
+            if indices.dtype not in (torch.int32, torch.int64):  # torch says what is wrong with them
+                return func(
+                    torch.empty((1, self._table.width), dtype=self._parameter.dtype), *args[1:], **(kwargs or {})
+                )
             unique, inverse = np.unique(indices.reshape(-1).numpy(), return_inverse=True)
             if len(unique) and (unique[0] < 0 or unique[-1] >= self._table.rows):
                 raise IndexError(
