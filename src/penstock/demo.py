@@ -31,6 +31,10 @@ BATCH = 11
 """Sentences that go through the model at a time: their activations are part of the budget."""
 
 
+LEARNING_ROUNDS = 5
+"""Passes after which a stream has measured what its plan has to leave free."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One model, run resident and streamed in processes of their own.
@@ -149,6 +153,8 @@ def _measure(
     budget_nbytes = parse_size(budget)
     specs = [ArmSpec(str(folder), opened.library, opened.class_name, files, nbytes) for nbytes in (None, budget_nbytes)]
     progress(title, 0, rounds)
+    with open_arms(specs[1:]) as first:  # the first process of a model finds out what it takes; later ones know
+        alternate(first, LEARNING_ROUNDS)
     with open_arms(specs) as arms:
         resident, streamed = alternate(arms, rounds, lambda done, total: progress(title, done, total))
         arms[1].save_outputs(scratch / "outputs.safetensors")
