@@ -9,7 +9,7 @@ data behind the CPU's dispatch keys.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,8 +225,3 @@ class FileViews:
         with identity.path.open("rb") as handle:
             mapping = mmap.mmap(handle.fileno(), offset - start + nbytes, access=mmap.ACCESS_COPY, offset=start)
         return torch.frombuffer(mapping, dtype=dtype, count=nbytes // dtype.itemsize, offset=offset - start)
-
-
-def named_owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module once, with its path; the root's is the empty string."""
-    yield from module.named_modules()
