@@ -54,7 +54,7 @@ def measure_cell(
         resident: the arm beside them, running already: one serves all budgets.
         repeats: timed passes of each.
     """
-    probe = storage.BandwidthProbe(model.weights_file)
+    probe = storage.BandwidthProbe.of_file(model.weights_file)
     with contextlib.ExitStack() as stack:
         runs = [Run(stack.enter_context(open_arm(name, model, budget_nbytes))) for name in names]
         for run in runs:
@@ -100,15 +100,18 @@ def _get_ready(run: Run) -> None:
 
 
 def _pass(run: Run, probe: storage.BandwidthProbe) -> None:
-    """One timed pass, storage's speed measured right before (and for Penstock, which reads ahead, right after)."""
+    """One timed pass, storage measured right before; for Penstock in its own memory, and right after, too."""
     if run.arm.name == "resident":
         run.samples.append(run.arm.ask("run", lead=0))
         return
     _drop(run)
-    run.bandwidths.append(probe.measure())
-    run.samples.append(run.arm.ask("run", lead=LEAD_PASSES if run.arm.name == "penstock" else 0))
-    if run.arm.name == "penstock":
+    if run.arm.name != "penstock":
         run.bandwidths.append(probe.measure())
+        run.samples.append(run.arm.ask("run", lead=0))
+        return
+    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"])
+    run.samples.append(run.arm.ask("run", lead=LEAD_PASSES))
+    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"])
 
 
 def _drop(run: Run) -> None:

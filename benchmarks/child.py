@@ -85,6 +85,10 @@ class Session:
             "bytes_streamed": (self._bytes_read() - before) / (lead + 1),
         }
 
+    def bandwidth(self) -> dict[str, Any]:
+        """What storage gives into this stream's own memory, between passes."""
+        return {"bytes_per_second": storage.BandwidthProbe.in_place(self._stream()).measure()}
+
     def drop(self) -> dict[str, Any]:
         """Takes what the arm reads out of the page cache."""
         storage.drop(self._way.folder(self._model))
@@ -182,6 +186,7 @@ def _serve(read: Callable[[], str], write: TextIO) -> None:
     verbs: dict[str, Callable[..., dict[str, Any]]] = {
         "load": session.load,
         "run": session.run,
+        "bandwidth": session.bandwidth,
         "drop": session.drop,
         "save": session.save,
     }

@@ -84,7 +84,7 @@ class Starts:
 def _alternate(
     taken: Starts, model: Model, budget_nbytes: int, resident: Arm, repeats: int, first_repeats: int
 ) -> None:
-    probe = storage.BandwidthProbe(model.weights_file)
+    probe = storage.BandwidthProbe.of_file(model.weights_file)
     for number in range(max(repeats, first_repeats)):
         names = [FIRST] if number < first_repeats else []
         if number < repeats:

@@ -53,7 +53,7 @@ class _HoldingQueue(TransferQueue):
         self._changed = threading.Condition()
         self._held: list[tuple[int, BaseException | None]] = []
         self._running = self._wanted = 0
-        self._closing = False
+        self._closing = self._is_giving = False
         self._inner: TransferQueue = open_inner(self._hold)
         self._helper = threading.Thread(target=self._let_go, name="penstock-adversary", daemon=True)
         self._helper.start()
@@ -80,7 +80,16 @@ class _HoldingQueue(TransferQueue):
                     self._changed.wait_for(lambda: self._held or self._running or self._closing)
                     continue
                 ticket, error = self._held.pop(self._random.randrange(len(self._held)))
+                self._is_giving = True
             self._done(ticket, error)
+            with self._changed:
+                self._is_giving = False
+                self._changed.notify_all()
+
+    def drain(self) -> None:
+        self._inner.drain()
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._held or self._running or self._is_giving))
 
     def close(self) -> None:
         self._inner.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -319,3 +321,37 @@ def test_resident_layers_that_no_pass_has_called_yet_are_in_memory() -> None:
         assert equal(module(X, 6), expected)
     assert penstock.inspect(module).stats.demand_loads == 0
     penstock.restore(module)
+
+
+class Interrupt:
+    """Ctrl-C before the `nth` line that this thread executes in the runtime's bookkeeping."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "call":
+            return self if Path(frame.f_code.co_filename).name in ("pipeline.py", "executor.py") else None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("nth", range(1, 500, 11))
+def test_an_interrupt_between_any_two_lines_leaves_a_module_that_works(nth: int) -> None:
+    resident, streamed = resident_and_streamed(Trap, X, device=AdversarialDevice(nth))
+    with torch.inference_mode():
+        expected = resident(X)
+        assert equal(streamed(X), expected)
+        before = sys.gettrace()
+        sys.settrace(Interrupt(nth))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                streamed(X)
+        finally:
+            sys.settrace(before)
+        for _ in range(2):
+            assert equal(streamed(X), expected)
+    penstock.restore(streamed)

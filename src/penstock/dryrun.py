@@ -6,6 +6,7 @@ work of each layer until a real pass has measured them.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger("penstock")
+
+
+@functools.cache
+def prepare() -> None:
+    """What a process does once for all of its dry runs: a second of imports, and the caches of common operations."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.no_grad(), FakeTensorMode() as mode:
+        rows = mode.from_tensor(torch.ones(2, 4))
+        torch.nn.functional.linear(rows, torch.ones(4, 4), torch.ones(4)).relu().softmax(-1).transpose(0, 1).reshape(-1)
 
 
 def dry_trace(
@@ -55,7 +66,8 @@ def _dry_run(
 ) -> tuple[Recorder, Any] | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in root.modules() if module is not root):
         return None
-    from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports that a warm start does not need
+    prepare()
+    from torch._subclasses.fake_tensor import FakeTensorMode  # not before a warm start, which does without
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:

@@ -92,7 +92,7 @@ class Footprint:
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
-        """What a process allocates only once, imports and caches of a dry run, belongs to its baseline."""
+        """What a process allocates only once, whatever its models, belongs to its baseline: imports, mostly."""
         before = self._now()
         yield
         return_free_memory()
@@ -107,7 +107,12 @@ class Footprint:
         if self.is_measuring:
             self._begun = read_memory() if reset_peak() else None
             if self._left is not None:
-                self._base += self._now() - self._left
+                self._base += self._foreign_growth_nbytes(self._left)
+
+    def _foreign_growth_nbytes(self, left: int) -> int:
+        """What others have allocated since we left. What was freed was ours first, as a pass's output is."""
+        grown = self._now() - left
+        return grown if grown >= 0 else min(grown + max(left - self._base, 0), 0)
 
     def peak_growth_nbytes(self) -> int | None:
         """Most anonymous bytes beyond baseline and arena since `enter`; None where it cannot be known."""

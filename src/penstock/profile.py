@@ -21,7 +21,9 @@ CALL_NBYTES = 4 << 10
 """Python objects of plan and schedule, per layer call."""
 
 MARGIN = 64
-"""Measured overheads differ from pass to pass: this part of the budget is kept free beyond them."""
+MARGIN_NBYTES = 2 << 20
+"""Measured overheads differ from pass to pass and, by the allocator's luck, from process to process: one part in
+`MARGIN` of the budget is kept free beyond them, and of small budgets so many bytes, but no more than an eighth."""
 
 TINY_NBYTES = 32 << 10
 
@@ -58,7 +60,7 @@ def make_problem(
         for call in trace.calls
     )
     if overhead_nbytes:
-        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + budget_nbytes // MARGIN
+        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + _margin_nbytes(budget_nbytes)
     else:
         workspace_nbytes = WORKSPACE_NBYTES + activations_nbytes // 2
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
@@ -68,6 +70,10 @@ def make_problem(
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
+
+
+def _margin_nbytes(budget_nbytes: int) -> int:
+    return max(budget_nbytes // MARGIN, min(MARGIN_NBYTES, budget_nbytes // 8))
 
 
 def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:

@@ -17,9 +17,9 @@ from torch import nn
 from penstock.admission import Admission, assumed_trace
 from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint
-from penstock.dryrun import dry_result, dry_trace
+from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
-from penstock.footprint import Footprint
+from penstock.footprint import Footprint, return_free_memory
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
 from penstock.profile import MEASURABLE_NBYTES, make_problem
@@ -268,12 +268,14 @@ class Provision:
 
     @contextlib.contextmanager
     def _plain(self) -> Iterator[None]:
-        """The module without what streaming hangs on its layers; what is allocated meanwhile is not the model's."""
+        """The module without what streaming hangs on its layers."""
+        with self.footprint.uncounted():
+            prepare()
         self.attachment.follow(None, ())
         try:
-            with self.footprint.uncounted():
-                yield
+            yield
         finally:
+            return_free_memory()
             if self.installation is not None:
                 schedule = self.installation.warm if self._is_settled else self.installation.cold
                 self.attachment.follow(self.executor, schedule.sites)

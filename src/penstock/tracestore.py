@@ -87,13 +87,17 @@ class TraceStore:
         return trace if trace.weights == self._names else None
 
 
+_PLANNER_VERSION = 2
+"""Raise it when planning changes: plans that were kept before are made again."""
+
+
 def kept_plan(problem: Problem, strategy: str) -> Plan:
     """The plan for `problem`, from the cache folder if a sound one is there, else made and kept.
 
     Raises:
         BudgetInfeasibleError: there is none.
     """
-    key = hashlib.sha256(f"{problem.fingerprint} {strategy}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{problem.fingerprint} {strategy} {_PLANNER_VERSION}".encode()).hexdigest()[:24]
     path = cache_dir() / "plans" / f"{key}.json"
     with contextlib.suppress(OSError, UnicodeDecodeError, PlanError):
         plan = Plan.from_json(path.read_text())

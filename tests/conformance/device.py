@@ -157,6 +157,21 @@ class DeviceConformance(ABC):
         queue.close()
         assert set(threading.enumerate()) <= before
 
+    def test_a_drained_queue_has_reported_everything_and_goes_on(
+        self, device: Device, arena: Arena, storage: Storage, content: bytes
+    ) -> None:
+        reports = Reports()
+        queue = device.open_queue(arena, storage, reports)
+        for ticket in range(8):
+            queue.submit(ticket, piece_source(ticket * 10 * BLOCK, 9 * BLOCK), ticket * 10 * BLOCK)
+        queue.drain()
+        assert reports.count == 8
+        queue.submit(8, piece_source(5000, 70_000), 5000)
+        reports.wait_for(9)
+        assert set(reports.errors.values()) == {None}
+        assert bytes(arena.tensor(5000, torch.uint8, (70_000,)).tolist()) == content[5000:75_000]
+        queue.close()
+
     def test_tensors_share_the_arena_and_keep_only_their_own_bytes(self, arena: Arena) -> None:
         first, again = (arena.tensor(64, torch.float32, (2, 3)) for _ in range(2))
         first.fill_(7.0)

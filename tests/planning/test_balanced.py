@@ -101,7 +101,7 @@ def test_a_weight_that_dwarfs_the_others_does_not_dictate_the_streaming_space() 
     seconds = [4e-3] * 40 + [1e-3]
     plan = make_plan(chain(sizes, seconds, 90 * MEGABYTE))
     assert 40 in {slot.weight for slot in plan.resident}
-    assert plan.prediction.warm_seconds <= 1.02 * plan.prediction.lower_bound_seconds
+    assert plan.prediction.warm_seconds <= 1.05 * plan.prediction.lower_bound_seconds
 
 
 def test_a_weight_read_again_and_again_is_resident_before_others() -> None:

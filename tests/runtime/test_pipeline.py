@@ -121,8 +121,8 @@ def test_a_resident_stays_and_is_loaded_once(file: Path) -> None:
             opened.pipeline.release(1)
             opened.pipeline.hold(0)
             opened.pipeline.release(0)
-        opened.pipeline.drain()
-        assert opened.pipeline.states[1] == READY
+        opened.pipeline.hold(1)
+        opened.pipeline.release(1)
         opened.pipeline.start([0], [0])
         assert opened.pipeline.states[1] == READY
 

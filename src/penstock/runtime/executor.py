@@ -47,6 +47,7 @@ class Executor:
         self._expected = 0
         self._used: list[int] = []
         self._is_cold = True
+        self._is_torn = False  # an exception has come between any two steps
         self._schedule: Schedule = _NO_SCHEDULE
         self._order: tuple[int, ...] = ()
         self.mapped_reads = 0
@@ -94,6 +95,7 @@ class Executor:
                 return forward(*args, **kwargs)
             self.check_usable()
             before()
+            self._mend()
             self._pipeline.forgive()
             if self._expected:  # layers were called outside a pass
                 self._expected = 0
@@ -131,9 +133,8 @@ class Executor:
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
         if not complete:
-            self._forget_holds()
-            self._order = self._schedule.warm_order
-            self._restart()
+            self._is_torn = True
+            self._mend()
         elif self._is_cold:
             states, planned = self._pipeline.states, self._schedule.planned
             self._is_cold = any(planned[load].resident and states[load] != READY for load in self._schedule.cold_order)
@@ -146,14 +147,20 @@ class Executor:
                 self._order = followed
                 self._restart()
 
-    def _forget_holds(self) -> None:
-        """A pass was cut off, perhaps between a layer's begin and the place where its end is seen to."""
+    def _mend(self) -> None:
+        """A pass was cut off, perhaps between a layer's begin and the place where its end is seen to: begin anew."""
+        if not self._is_torn:
+            return
+        self._pipeline.recover()
         states, schedule = self._pipeline.states, self._schedule
-        self._early = []
+        self._early, self._expected = [], 0
         for load, planned in enumerate(schedule.planned):
             self._pipeline.held[load] = 0
             if not (planned.resident and states[load] == READY):
                 schedule.loads[load].weight.unbind()
+        self._order = schedule.warm_order
+        self._restart()
+        self._is_torn = False
 
     def _restart(self) -> None:
         cold = self._schedule.cold_order
@@ -177,6 +184,7 @@ class Executor:
                 self._drop_early(call.loads)
             return call
         except BaseException:
+            self._is_torn = True
             self._leave()
             raise
 
@@ -210,6 +218,9 @@ class Executor:
         """The layer has computed: what no other layer holds becomes unreadable and its space free."""
         try:
             self._let_go(call.loads, call.last_use)
+        except BaseException:
+            self._is_torn = True
+            raise
         finally:
             self._leave()
 
@@ -262,6 +273,7 @@ class Executor:
                 raise
             self._owner = threading.get_ident()
             self._depth = 0
+            self._mend()
             self._conditions = computing()
             self._conditions.__enter__()
         self._depth += 1

@@ -11,6 +11,7 @@ pipeline then gives up whatever is in the way and unused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -87,7 +88,8 @@ class Pipeline:
         self._blocked = False  # the next load's place is taken: a release may free it
         self._closed = False
         self._process = os.getpid()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived)
 
     def start(self, first: Sequence[int], then: Sequence[int]) -> None:
@@ -140,18 +142,30 @@ class Pipeline:
             if self._blocked:
                 self._pump()
 
-    def drain(self) -> None:
-        """Stop submitting and wait until nothing is in flight."""
+    def recover(self) -> None:
+        """After an interrupt, which may have come between any two steps: nothing in flight, the account of it right."""
+        with contextlib.suppress(RuntimeError):  # this thread has no right to it here, but may have kept it
+            while True:
+                self._lock.release()
         with self._changed:
-            self._order = self._then = ()
-            self._changed.wait_for(lambda: not self._in_flight)
+            if self._closed:
+                return
+            self._order, self._then, self._next = (), (), 0
+        self._queue.drain()  # without the lock: readers take it to report
+        with self._changed:
+            for load, state in enumerate(self.states):
+                if state == LOADING:
+                    self.states[load] = ABSENT
+            self._doomed.clear()
+            self._errors.clear()
+            self._in_flight = self._in_flight_nbytes = 0
 
     def close(self) -> None:
         """End every transfer and thread. Safe to call twice, from a finalizer, and in a forked child."""
         if os.getpid() == self._process:  # a child has neither the threads nor the holder of the lock
             with self._changed:
                 self._closed = True
-                self._order = self._then = ()
+                self._order, self._then, self._next = (), (), 0
                 self._changed.notify_all()
         self._queue.close()
 

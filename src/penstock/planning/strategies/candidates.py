@@ -11,8 +11,9 @@ from penstock.planning.problem import Problem
 from penstock.planning.simulate import Clock, Schedule, load_seconds, row_stalls
 from penstock.planning.strategies.layout import Layout, lay_out, lay_out_least
 
-STORAGE_SLOWDOWN = 1.25  # storage is seldom as steady as when it was measured: a candidate is tried slower, too
-SLOW_SHARE = 0.1
+STORAGE_SLOWDOWN = 2.0
+"""Storage is seldom as steady as when it was measured: drives and hosts give half of it from one moment to the next."""
+SLOW_SHARE = 0.5
 READ_SHARE = 0.04
 """Of the seconds that storage is busy, what computing loses to it: 0.05 s of processor time per GB, on two cores."""
 

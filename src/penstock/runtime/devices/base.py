@@ -56,6 +56,10 @@ class TransferQueue(ABC):
         """
 
     @abstractmethod
+    def drain(self) -> None:
+        """Wait until nothing is in flight and all of it has been reported."""
+
+    @abstractmethod
     def close(self) -> None:
         """Wait for what is in flight, end every thread, close the storage. Safe to call twice."""
 

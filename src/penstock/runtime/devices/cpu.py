@@ -78,6 +78,14 @@ class _Transfer:
     realign: bool
 
 
+class _Halt:
+    """Holds up every reader that takes it, until all have."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+
 class CpuQueue(TransferQueue):
     """Reader threads over one storage and one arena."""
 
@@ -87,7 +95,7 @@ class CpuQueue(TransferQueue):
         self._read_nbytes = read_nbytes
         self._transfers: dict[int, _Transfer] = {}
         # A reader takes a transfer whole: one thread draws what the drive gives, and each waking costs computing time.
-        self._waiting: SimpleQueue[_Transfer | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Transfer | _Halt | None] = SimpleQueue()
         self._closing = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
@@ -114,6 +122,10 @@ class CpuQueue(TransferQueue):
     def _serve(self) -> None:
         bounce: mmap.mmap | None = None
         while (transfer := self._waiting.get()) is not None:
+            if isinstance(transfer, _Halt):
+                transfer.reached.release()
+                transfer.go_on.wait()
+                continue
             error: BaseException | None = None
             try:
                 for request in transfer.requests:
@@ -144,6 +156,16 @@ class CpuQueue(TransferQueue):
             kept = block[request.skip_nbytes : request.needed_nbytes]
             self._arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
             kept.release()
+
+    def drain(self) -> None:
+        halt = _Halt()
+        try:
+            for _ in self._threads:
+                self._waiting.put(halt)  # behind what is in flight
+            for _ in self._threads:
+                halt.reached.acquire()
+        finally:
+            halt.go_on.set()
 
     def close(self) -> None:
         if os.getpid() == self._process:  # a forked child has neither the threads nor the holder of the lock
