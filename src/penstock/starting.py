@@ -15,7 +15,7 @@ from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.dryrun import dry_trace
 from penstock.errors import UnsupportedModelError
-from penstock.footprint import EAGER_NBYTES, Footprint, retain_little, return_free_memory
+from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.matching import match
 from penstock.planning import Plan
 from penstock.preview import preview
@@ -93,8 +93,7 @@ def start(
     footprint: Footprint,
 ) -> None:
     """Stream `module`, which is not streamed; after an error it is not, and has its weights if it had them."""
-    if budget.nbytes < EAGER_NBYTES:
-        retain_little()
+    retain_little(budget.nbytes)
     weights = origin.collect(module, device)
     _load_buffers(module, origin)
     provision = Provision(
