@@ -164,6 +164,33 @@ def test_an_error_reaches_the_waiter_and_a_later_call_tries_again(file: Path, er
     assert pipeline.states[1] == READY
 
 
+class FailsWhenTold(FileStorage):
+    """Its first read waits for `may_fail`, and fails."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__([FileIdentity.of(file)])
+        self.begun, self.may_fail = threading.Event(), threading.Event()
+
+    def read(self, file: int, offset: int, into: memoryview, needed_nbytes: int) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            self.may_fail.wait()
+            raise StorageError("injected")
+        super().read(file, offset, into, needed_nbytes)
+
+
+def test_the_error_of_a_read_from_before_a_pass_is_not_raised_in_it(file: Path) -> None:
+    storage, device = FailsWhenTold(file), CpuDevice()
+    pipeline = Pipeline(device, device.allocate(BLOCK), storage, [load(0, 0)])
+    pipeline.start([0], [])
+    storage.begun.wait()
+    pipeline.forgive()
+    storage.may_fail.set()
+    pipeline.hold(0)
+    pipeline.close()
+    assert pipeline.states[0] == READY
+
+
 def test_closing_joins_every_thread_and_tells_who_still_waits(file: Path) -> None:
     before = set(threading.enumerate())
     opened = Opened(file, [load(0, 0)])

@@ -79,6 +79,7 @@ class Pipeline:
         self.stats = PipelineStats()
         self._doomed: set[int] = set()  # in flight, but wanted no more
         self._errors: dict[int, BaseException] = {}
+        self._forgiven: set[int] = set()  # in flight, and nobody is to meet its error
         self._conflicts = _conflicts(self._loads)
         self._order: tuple[int, ...] = ()
         self._next = 0
@@ -114,9 +115,13 @@ class Pipeline:
             self._pump()
 
     def forgive(self) -> None:
-        """Forget errors that nobody has met yet: what failed may work by now, and is tried again."""
-        if self._errors:
-            with self._changed:
+        """Forget errors that nobody has met yet: what failed may work by now, and is tried again.
+
+        What is in flight is of the past, too: nobody meets its error either, a layer that wants it has it read again.
+        """
+        with self._changed:
+            self._forgiven = {load for load, state in enumerate(self.states) if state == LOADING}
+            if self._errors:
                 self._errors.clear()
                 if not self._closed:
                     self._pump()
@@ -158,6 +163,7 @@ class Pipeline:
                     self.states[load] = ABSENT
             self._doomed.clear()
             self._errors.clear()
+            self._forgiven.clear()
             self._in_flight = self._in_flight_nbytes = 0
 
     def close(self) -> None:
@@ -251,7 +257,7 @@ class Pipeline:
             self._in_flight_nbytes -= self._loads[load].source.nbytes
             self.states[load] = ABSENT
             if error is not None:
-                if load not in self._doomed:
+                if load not in self._doomed and load not in self._forgiven:
                     self._errors[load] = error
             else:
                 self.stats.bytes_read += self._loads[load].source.nbytes
@@ -259,6 +265,7 @@ class Pipeline:
                 if load in self._doomed:
                     self._discard(load)
             self._doomed.discard(load)
+            self._forgiven.discard(load)
             if not self._closed:
                 self._pump()
             self._changed.notify_all()
