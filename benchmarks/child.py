@@ -42,6 +42,7 @@ class Session:
         self._inputs = model.inputs()
         self._module: nn.Module | None = None
         self._output: Any = None
+        self._probed = 0
 
     def warm_up(self) -> None:
         """The tiny twin, loaded and run, and forgotten."""
@@ -87,7 +88,10 @@ class Session:
 
     def bandwidth(self) -> dict[str, Any]:
         """What storage gives into this stream's own memory, between passes."""
-        return {"bytes_per_second": storage.BandwidthProbe.in_place(self._stream()).measure()}
+        probe = storage.BandwidthProbe.in_place(self._stream(), self._probed)
+        rate = probe.measure()
+        self._probed = probe.position
+        return {"bytes_per_second": rate}
 
     def drop(self) -> dict[str, Any]:
         """Takes what the arm reads out of the page cache."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,13 @@ class BandwidthProbe:
     """Direct reads as Penstock reads: two threads, 4 MiB each.
 
     Each measurement goes on where the last one ended, so that no cache below the file system answers it.
+
+    Args:
+        position: where that was, if it was of another probe.
     """
 
-    def __init__(self, reads: Sequence[Read]) -> None:
-        self._reads, self._next = reads, 0
+    def __init__(self, reads: Sequence[Read], position: int = 0) -> None:
+        self._reads, self.position = reads, position
 
     @classmethod
     def of_file(cls, file: Path) -> BandwidthProbe:
@@ -59,14 +62,14 @@ class BandwidthProbe:
         return cls([Read(file, offset, targets[i % len(targets)]) for i, offset in enumerate(offsets)])
 
     @classmethod
-    def in_place(cls, handle: Stream) -> BandwidthProbe:
-        """What is in the arena of `handle` now, over itself.
+    def in_place(cls, handle: Stream, position: int = 0) -> BandwidthProbe:
+        """What is in the arena of `handle` now, over itself; to be made anew when passes have run.
 
         The same bytes come to the same addresses, so nothing changes, and it is the very memory that weights stream
         into: in a virtual machine the same drive fills some memory at 1.3 GB/s and other memory at 2.9 (measured),
         depending on the pages that the host has put behind it.
         """
-        installation = handle._provision.installation  # a benchmark may look inside
+        installation = handle._deployment.installation  # a benchmark may look inside
         if installation is None:
             return cls([])
         pipeline, arena = installation.pipeline, installation.pipeline.arena
@@ -79,14 +82,14 @@ class BandwidthProbe:
                 if request.skip_nbytes is None and request.nbytes >= LEAST_NBYTES:
                     target = arena.view[request.arena_offset : request.arena_offset + request.nbytes]
                     reads.append(Read(handle.checkpoint.files[request.file].path, request.file_offset, target))
-        return cls(reads)
+        return cls(reads, position)
 
     def measure(self) -> float:
         """Bytes per second now, over about 130 MB; 0.0 where there is nothing to read."""
         chosen: list[Read] = []
         while self._reads and sum(read.target.nbytes for read in chosen) < PROBE_NBYTES:
-            chosen.append(self._reads[self._next % len(self._reads)])
-            self._next += 1
+            chosen.append(self._reads[self.position % len(self._reads)])
+            self.position += 1
         if not chosen:
             return 0.0
         descriptors = {file: os.open(file, os.O_RDONLY | os.O_DIRECT) for file in {read.file for read in chosen}}
@@ -98,25 +101,12 @@ class BandwidthProbe:
 
 
 def _seconds(reads: Sequence[Read], descriptors: dict[Path, int]) -> float:
-    left = iter(reads)  # shared by the threads: `next` on it is atomic
-    failures: list[OSError] = []
-
-    def work() -> None:
-        try:
-            for read in left:
-                os.preadv(descriptors[read.file], [read.target], read.offset)
-        except OSError as error:
-            failures.append(error)
-
-    workers = [threading.Thread(target=work) for _ in range(THREADS)]
-    began = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if failures:
-        raise failures[0]
-    return time.perf_counter() - began
+    with ThreadPoolExecutor(THREADS) as readers:
+        began = time.perf_counter()
+        done = [readers.submit(os.preadv, descriptors[read.file], [read.target], read.offset) for read in reads]
+        for read in done:
+            read.result()
+        return time.perf_counter() - began
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -331,7 +331,7 @@ class Interrupt:
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
         if event == "call":
-            return self if Path(frame.f_code.co_filename).name in ("pipeline.py", "executor.py") else None
+            return self if Path(frame.f_code.co_filename).stem in ("pipeline", "executor", "holdings") else None
         if event == "line":
             self.left -= 1
             if self.left == 0:

@@ -15,12 +15,11 @@ from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
 from penstock.planning import Plan
-from penstock.planning.strategies import get as get_strategy
 from penstock.runtime.binding import GuardedParameters
 from penstock.runtime.devices.base import Device
-from penstock.runtime.devices.cpu import CpuDevice
 from penstock.starting import Call, Origin, preview_plain, start, start_again
 from penstock.stream import Stream
+from penstock.terms import Terms
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Parameters = ParamSpec("Parameters")
@@ -72,24 +71,21 @@ def stream(
         UnsupportedModelError: the module cannot be streamed.
         StorageError: weights could not be written.
     """
-    cap, target = Budget(budget), _device(device)
-    get_strategy(strategy)
+    terms = Terms.of(budget, device, strategy)
     _check_module(module)
     footprint = Footprint(held_nbytes=_held_nbytes(module))
     call = _call(example)
     if (earlier := _stream_of(module)) is not None:
-        start_again(
-            module, earlier, checkpoint, call, budget=cap, device=target, strategy=strategy, footprint=footprint
-        )
+        start_again(module, earlier, checkpoint, call, terms, footprint)
         return module
     origin = Origin.spilled(module, offload_folder) if checkpoint is None else Origin.of(module, checkpoint)
     try:
         if call is not None:  # before the module gives anything up
-            preview_plain(module, origin, call, budget=cap, device=target, strategy=strategy)
+            preview_plain(module, origin, call, terms, footprint)
     except BaseException:
         origin.remove_files()
         raise
-    start(module, origin, call, budget=cap, device=target, strategy=strategy, footprint=footprint)
+    start(module, origin, call, terms, footprint)
     return module
 
 
@@ -116,14 +112,13 @@ def from_pretrained(
         UnsupportedModelError: the weights cannot be read in place; `penstock pack` can convert them.
         BudgetError, BudgetInfeasibleError, CheckpointError, CheckpointMismatchError: as for `stream`.
     """
-    cap, target = Budget(budget), _device(device)
-    get_strategy(strategy)
+    terms = Terms.of(budget, device, strategy)
     footprint = Footprint()
     skeleton = load_skeleton(cls, path, **same)
     module: ModuleT = skeleton.module  # type: ignore[assignment]
     _check_module(module)
     origin = Origin(skeleton.checkpoint, skeleton.sources)
-    start(module, origin, _call(example), budget=cap, device=target, strategy=strategy, footprint=footprint)
+    start(module, origin, _call(example), terms, footprint)
     return module
 
 
@@ -173,17 +168,17 @@ def plan(
         StreamStateError: `module` is not streamed and no checkpoint is given, or is streamed and one is.
         CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `stream`.
     """
-    cap, target = Budget(budget), _device(device)
+    terms = Terms.of(budget, device, strategy)
     call = _call(example) or ((), {})
     _check_module(module)
     if checkpoint is None:
-        return inspect(module).preview(*call, budget=cap, strategy=strategy)
+        return inspect(module).preview(*call, terms)
     if _stream_of(module) is not None:
         raise StreamStateError(
             "this module is streamed already: leave `checkpoint` out, or call penstock.restore first"
         )
     origin = Origin.of(module, checkpoint)
-    return preview_plain(module, origin, call, budget=cap, device=target, strategy=strategy)
+    return preview_plain(module, origin, call, terms, Footprint())
 
 
 def _call(example: Any) -> Call | None:
@@ -193,18 +188,6 @@ def _call(example: Any) -> Call | None:
     if isinstance(example, Mapping):
         return (), dict(example)
     return (example if isinstance(example, tuple) else (example,)), {}
-
-
-def _device(device: str | torch.device | Device) -> Device:
-    if isinstance(device, Device):
-        return device
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError):
-        kind = ""
-    if kind != "cpu":
-        raise UnsupportedModelError(f"device {str(device)!r} is not supported: penstock streams to 'cpu'")
-    return CpuDevice()
 
 
 def _check_module(module: Any) -> None:

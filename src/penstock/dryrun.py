@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from penstock.errors import UnsupportedModelError
-from penstock.recorder import Recorder, heard, listening
+from penstock.listening import heard, listening
+from penstock.recorder import Recorder
 from penstock.runtime.binding import BoundWeight
 from penstock.signature import Signature, map_tensors
 from penstock.trace import Trace
@@ -66,7 +67,6 @@ def _dry_run(
 ) -> tuple[Recorder, Any] | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in root.modules() if module is not root):
         return None
-    prepare()
     from torch._subclasses.fake_tensor import FakeTensorMode  # not before a warm start, which does without
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)

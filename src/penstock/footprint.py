@@ -100,8 +100,9 @@ class Footprint:
         """What a process allocates only once, whatever its models, belongs to its baseline: imports, mostly."""
         before = self._now()
         yield
-        return_free_memory()
-        self._base += max(self._now() - before, 0)
+        if self._now() > before:
+            return_free_memory()
+            self._base += max(self._now() - before, 0)
 
     def leave(self) -> None:
         """Our work ends here for now; what is allocated until `enter` is not ours."""

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from penstock.admission import assumed_trace
-from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint
 from penstock.machine import storage_profile
 from penstock.planning import Plan
 from penstock.profile import MEASURABLE_NBYTES, make_problem
 from penstock.runtime.binding import BoundWeight
 from penstock.signature import Signature
+from penstock.terms import Terms
 from penstock.trace import Trace
 from penstock.tracestore import TraceStore, kept_plan
 
@@ -27,8 +27,7 @@ def preview(
     kwargs: Any,
     *,
     dry: Callable[[Any, Any], Trace | None],
-    budget: Budget,
-    strategy: str,
+    terms: Terms,
     fixed_nbytes: int,
 ) -> Plan:
     """The plan for calls with these arguments; nothing is loaded and nothing computed.
@@ -52,9 +51,9 @@ def preview(
         trace,
         weights,
         storage_profile(checkpoint.files[0].path),
-        budget_nbytes=budget.nbytes,
+        budget_nbytes=terms.budget.nbytes,
         activations_nbytes=needed_nbytes,
         fixed_nbytes=fixed_nbytes,
-        overhead_nbytes=trace.overhead_nbytes if budget.nbytes >= MEASURABLE_NBYTES else 0,
+        overhead_nbytes=trace.overhead_nbytes if terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
     )
-    return kept_plan(problem, strategy)
+    return kept_plan(problem, terms.strategy)

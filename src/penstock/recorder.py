@@ -7,16 +7,13 @@ are read under two names. A read belongs to the innermost module that is running
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -88,8 +85,11 @@ class Recorder(TorchDispatchMode):
     """Active during the recorded pass.
 
     Args:
-            stalled: seconds that the pass has waited for storage so far; they are no compute.
-        limit_nbytes: called with the live bytes whenever they reach a new height; may raise.
+        weights: whose reads are recorded, by their index.
+        stand_ins: for storages that stand for weights, which one.
+        stalled: seconds that the pass has waited for storage so far; they are no compute.
+        on_peak: called with the live bytes whenever they reach a new height; may raise.
+        counts_work: estimate times from the work of each layer, because nothing is computed.
     """
 
     def __init__(
@@ -279,80 +279,3 @@ def _work_seconds(func: Any, args: Any, kwargs: Any, result: Any) -> float:
         if isinstance(tensor, torch.Tensor)
     )
     return float(flops) / _FLOPS_PER_SECOND + written / _BYTES_PER_SECOND
-
-
-class Clock:
-    """Times the layer calls of a pass whose reads are known already; far lighter than recording it."""
-
-    def __init__(self, modules: frozenset[str], stalled: Callable[[], float]) -> None:
-        self.modules, self._stalled = modules, stalled
-        self._begun: list[tuple[str, float, float]] = []
-        self._ended = (0.0, 0.0)
-
-    def begin(self, module: str) -> None:
-        """A module's forward begins."""
-        self._begun.append((module, perf_counter(), self._stalled()))
-
-    def end(self) -> None:
-        """The innermost module's forward ends."""
-        self._ended = (perf_counter(), self._stalled())
-
-    def timed(self, trace: Trace) -> Trace | None:
-        """`trace` with measured times, the shorter ones if it has some; None if the pass made other calls."""
-        if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
-            return None
-        ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended] * bool(self._begun)
-        seconds = [
-            max(end - began - (stall_end - stalled), 0.0)
-            for (_, began, stalled), (end, stall_end) in zip(self._begun, ends, strict=True)
-        ]
-        if trace.is_timed:
-            seconds = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
-        calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
-        return replace(trace, calls=calls, is_timed=True)
-
-
-class Listener(Protocol):
-    """Who is told of module calls."""
-
-    def begin(self, module: str) -> None:
-        """A module's forward begins."""
-
-    def end(self) -> None:
-        """The innermost module's forward ends."""
-
-
-@contextlib.contextmanager
-def listening(listener: Listener, root: nn.Module, only: frozenset[str] | None = None) -> Iterator[None]:
-    """Tell `listener` of every call of a module below `root`, of those named in `only` if given.
-
-    Calls of the root itself are the caller's to tell.
-    """
-    wrapped: list[tuple[nn.Module, Any]] = []
-    try:
-        for name, module in root.named_modules():
-            if module is root or (only is not None and name not in only):
-                continue
-            wrapped.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = heard(listener, name, module.forward)
-        yield
-    finally:
-        for module, before in reversed(wrapped):
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = before
-
-
-def heard(listener: Listener, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, its begin and end told to `listener`."""
-
-    @functools.wraps(forward)
-    def told(*args: Any, **kwargs: Any) -> Any:
-        listener.begin(name)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            listener.end()
-
-    return told

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from penstock.budget import Budget
 from penstock.checkpoint import Checkpoint, WeightSource
-from penstock.dryrun import dry_trace
+from penstock.dryrun import dry_trace, prepare
 from penstock.errors import UnsupportedModelError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.matching import match
@@ -26,6 +25,8 @@ from penstock.runtime.reading import read_weight
 from penstock.runtime.storage import FileStorage
 from penstock.spill import spill
 from penstock.stream import Stream
+from penstock.terms import Terms
+from penstock.trace import Trace
 
 StrPath = str | os.PathLike[str]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -86,23 +87,18 @@ def start(
     module: nn.Module,
     origin: Origin,
     call: Call | None,
-    *,
-    budget: Budget,
-    device: Device,
-    strategy: str,
+    terms: Terms,
     footprint: Footprint,
 ) -> None:
     """Stream `module`, which is not streamed; after an error it is not, and has its weights if it had them."""
-    retain_little(budget.nbytes)
-    weights = origin.collect(module, device)
+    retain_little(terms.budget.nbytes)
+    weights = origin.collect(module, terms.device)
     _load_buffers(module, origin)
     provision = Provision(
         module,
         origin.checkpoint,
         weights,
-        budget=budget,
-        device=device,
-        strategy=strategy,
+        terms=terms,
         fixed_nbytes=_fixed_nbytes(module, weights),
         footprint=footprint,
         owned_folder=origin.folder,
@@ -126,48 +122,40 @@ def start_again(
     earlier: Stream,
     path: StrPath | None,
     call: Call | None,
-    *,
-    budget: Budget,
-    device: Device,
-    strategy: str,
+    terms: Terms,
     footprint: Footprint,
 ) -> None:
-    """Another budget, device, strategy or checkpoint for a streamed module; if that cannot be, all is as before."""
+    """Other terms or another checkpoint for a streamed module; if that cannot be, all is as before."""
     before = Origin.present(earlier)
     origin = before if path is None else Origin.of(module, path)
     if path is None and call is not None and earlier.is_own_process:
-        earlier.preview(*call, budget=budget, strategy=strategy)
+        earlier.preview(*call, terms)
     earlier.close(remove_files=False)
     try:
-        start(module, origin, call, budget=budget, device=device, strategy=strategy, footprint=footprint)
+        start(module, origin, call, terms, footprint)
     except BaseException:
-        start(
-            module,
-            before,
-            None,
-            budget=earlier.budget,
-            device=earlier.device,
-            strategy=earlier.strategy,
-            footprint=footprint,
-        )
+        start(module, before, None, earlier.terms, footprint)
         raise
     if path is not None:
         before.remove_files()
 
 
-def preview_plain(
-    module: nn.Module, origin: Origin, call: Call, *, budget: Budget, device: Device, strategy: str
-) -> Plan:
+def preview_plain(module: nn.Module, origin: Origin, call: Call, terms: Terms, footprint: Footprint) -> Plan:
     """The plan for a module that is not streamed and stays as it is."""
-    weights = origin.collect(module, device)
+    weights = origin.collect(module, terms.device)
+
+    def dry(args: Any, kwargs: Any) -> Trace | None:
+        with footprint.uncounted():
+            prepare()
+        return dry_trace(module, module.forward, weights, args, kwargs)
+
     return preview(
         module,
         weights,
         origin.checkpoint,
         *call,
-        dry=lambda args, kwargs: dry_trace(module, module.forward, weights, args, kwargs),
-        budget=budget,
-        strategy=strategy,
+        dry=dry,
+        terms=terms,
         fixed_nbytes=_fixed_nbytes(module, weights),
     )
 

@@ -10,16 +10,17 @@ from typing import Any
 from penstock.budget import Budget, format_size
 from penstock.checkpoint import Checkpoint
 from penstock.errors import BudgetInfeasibleError
+from penstock.listening import Clock, heard, listening
 from penstock.planning import Plan
 from penstock.preview import preview
 from penstock.provision import Provision
-from penstock.recorder import Clock, Recorder, heard, listening
+from penstock.recorder import Recorder
 from penstock.runtime.binding import BoundWeight
-from penstock.runtime.devices.base import Device
 from penstock.runtime.reading import read_weight
 from penstock.runtime.rows import RowTable
 from penstock.runtime.storage import FileStorage
 from penstock.signature import Signature
+from penstock.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Stream:
     """What `penstock.inspect` returns."""
 
     def __init__(self, provision: Provision) -> None:
-        self._provision = provision
+        self._provision, self._deployment = provision, provision.deployment
         self._row_nbytes = 0
         self._pass_stall_seconds = 0.0
 
@@ -64,22 +65,17 @@ class Stream:
     @property
     def owned_folder(self) -> Path | None:
         """The folder that was written for this stream, if one was."""
-        return self._provision.owned_folder
+        return self._deployment.owned_folder
 
     @property
-    def device(self) -> Device:
-        """Where the module computes."""
-        return self._provision.device
-
-    @property
-    def strategy(self) -> str:
-        """How it is planned."""
-        return self._provision.strategy
+    def terms(self) -> Terms:
+        """Budget, device and strategy."""
+        return self._provision.terms
 
     @property
     def is_own_process(self) -> bool:
         """Whether this is the process that streams, not a fork of it, in which only `stream` and `restore` work."""
-        return self._provision.is_own_process
+        return self._deployment.is_own_process
 
     @property
     def plan(self) -> Plan:
@@ -88,7 +84,7 @@ class Stream:
         Raises:
             StreamStateError: nothing is planned before the first call, where no `example` was given.
         """
-        return self._provision.plan
+        return self._deployment.plan
 
     @property
     def budget(self) -> Budget:
@@ -97,24 +93,24 @@ class Stream:
         Raises:
             BudgetInfeasibleError: no plan fits the new one; the old one stays in force.
         """
-        return self._provision.budget
+        return self._provision.terms.budget
 
     @budget.setter
     def budget(self, value: int | str | Budget) -> None:
         budget = Budget(value)
-        with self._provision.executor.exclusively():
-            self._provision.budget = budget
+        with self._deployment.executor.exclusively():
+            self._provision.set_budget(budget)
 
     @property
     def stats(self) -> StreamStats:
         """Counters so far."""
-        total, executor = self._provision.stats(), self._provision.executor
+        total, executor = self._deployment.stats(), self._deployment.executor
         return StreamStats(
             passes=executor.passes,
             bytes_read=total.bytes_read + self._row_nbytes,
             stall_seconds=total.stall_seconds,
-            demand_loads=total.demand_loads + executor.mapped_reads,
-            peak_nbytes=self._provision.peak_nbytes,
+            demand_loads=total.demand_loads + executor.holdings.mapped_reads,
+            peak_nbytes=self._deployment.peak_nbytes,
             pass_stall_seconds=self._pass_stall_seconds,
         )
 
@@ -131,25 +127,24 @@ class Stream:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<penstock.Stream of {type(self._provision.module).__name__} within {format_size(self.budget.nbytes)}>"
+        return f"<penstock.Stream of {type(self._deployment.module).__name__} within {format_size(self.budget.nbytes)}>"
 
-    def preview(self, args: Any, kwargs: Any, *, budget: Budget, strategy: str) -> Plan:
-        """The plan for calls like this one within `budget`, which is not followed.
+    def preview(self, args: Any, kwargs: Any, terms: Terms) -> Plan:
+        """The plan for calls like this one on these terms, which is not followed.
 
         Raises:
             BudgetInfeasibleError: there is none.
         """
         provision = self._provision
-        with provision.executor.exclusively():
+        with self._deployment.executor.exclusively():
             return preview(
-                provision.module,
+                self._deployment.module,
                 provision.weights,
                 provision.checkpoint,
                 args,
                 kwargs,
                 dry=provision.dry,
-                budget=budget,
-                strategy=strategy,
+                terms=terms,
                 fixed_nbytes=provision.fixed_nbytes,
             )
 
@@ -157,26 +152,26 @@ class Stream:
 
     def attach(self) -> None:
         """Take the module over: every weight unreadable, every call through the executor."""
-        provision, module = self._provision, self._provision.module
-        attachment, executor, storage = provision.attachment, provision.executor, provision.storage
+        provision, module = self._provision, self._deployment.module
+        attachment, executor, storage = self._deployment.attachment, self._deployment.executor, self._deployment.storage
         for weight in self.weights:
             weight.adopt()
         attachment.wrap_pass(self._run)
         attachment.guard(self.weights, executor.map_absent)
         attachment.refuse(self.weights)
         attachment.materialise_state(self.weights, lambda weight: weight.laid_out(read_weight(storage, weight.source)))
-        attachment.show_device(provision.device.torch_device)
+        attachment.show_device(provision.terms.device.torch_device)
         for weight in self.weights:
             for path in weight.row_paths:
                 table = RowTable(storage, weight.source)
                 owner = module.get_submodule(path)
-                attachment.wrap_rows(owner, weight.parameter, table, executor, self._count_rows)
+                attachment.wrap_rows(owner, weight.parameter, table, executor.holdings, self._count_rows)
         attachment.await_plan({id(o): o for w in self.weights for o, _ in w.owners}.values(), self._plan_for_a_layer)
         module.__dict__["_penstock_stream"] = self
 
     def _plan_for_a_layer(self) -> None:
         """A layer is called outside a pass before anything is planned (`model.encode_image(...)`)."""
-        with self._provision.executor.exclusively():
+        with self._deployment.executor.exclusively():
             self._provision.plan_blindly()
 
     def prepare(self, example: tuple[Any, Any] | None) -> None:
@@ -189,14 +184,14 @@ class Stream:
 
     def result_like(self, args: Any, kwargs: Any) -> Any:
         """What a call with these arguments would return, in fake tensors: shapes without data; None if unknown."""
-        with self._provision.executor.exclusively():
+        with self._deployment.executor.exclusively():
             return self._provision.dry_result(args, kwargs)
 
     def close(self, *, remove_files: bool = True) -> None:
         """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""
-        with self._provision.executor.exclusively():
-            self._provision.close(remove_files=remove_files)
-            self._provision.module.__dict__.pop("_penstock_stream", None)
+        with self._deployment.executor.exclusively():
+            self._deployment.close(remove_files=remove_files)
+            self._deployment.module.__dict__.pop("_penstock_stream", None)
 
     def make_resident(self) -> None:
         """Read every weight into memory, then close.
@@ -205,7 +200,7 @@ class Stream:
             CheckpointError, StorageError: its weights cannot be read; it is still streamed then.
         """
         weights = self.weights
-        with self._provision.executor.exclusively():
+        with self._deployment.executor.exclusively():
             storage = FileStorage(self.checkpoint.files)
             try:
                 loaded = [
@@ -223,10 +218,10 @@ class Stream:
     def _run(self, args: Any, kwargs: Any) -> Any:
         provision = self._provision
         signature = Signature.of(args, kwargs)
-        stalled_seconds = self._stalled()
+        stalled_seconds = self._deployment.stall_seconds()
 
         def before() -> None:
-            provision.storage.check_unchanged()
+            self._deployment.storage.check_unchanged()
             provision.footprint.enter()
             if signature != provision.admitted:
                 provision.admit(signature, args, kwargs)
@@ -235,24 +230,24 @@ class Stream:
             return self._compute(signature, args, kwargs)
 
         def after() -> None:
-            provision.storage.check_unchanged()
-            self._pass_stall_seconds = self._stalled() - stalled_seconds
-            provision.settle()
+            self._deployment.storage.check_unchanged()
+            self._pass_stall_seconds = self._deployment.stall_seconds() - stalled_seconds
+            self._deployment.settle()
             provision.footprint.leave()
 
-        return provision.executor.run_pass(compute, args, kwargs, before=before, after=after)
+        return self._deployment.executor.run_pass(compute, args, kwargs, before=before, after=after)
 
     def _compute(self, signature: Signature, args: Any, kwargs: Any) -> Any:
         """The pass itself: as it is, or recorded, timed and measured where something is still to be learnt."""
         provision = self._provision
-        forward = provision.attachment.root_layer
+        forward = self._deployment.attachment.root_layer
         if signature != provision.admitted:
             return self._compute_recorded(signature, args, kwargs)
         trace = provision.admission.trace(signature) if signature in provision.learning else None
-        if trace is None or provision.executor.is_cold:
+        if trace is None or self._deployment.executor.is_cold:
             return forward(*args, **kwargs)
-        clock = Clock(frozenset(call.module for call in trace.calls), self._stalled)
-        with listening(clock, provision.module, clock.modules):
+        clock = Clock(frozenset(call.module for call in trace.calls), self._deployment.stall_seconds)
+        with listening(clock, self._deployment.module, clock.modules):
             result = (heard(clock, "", forward) if "" in clock.modules else forward)(*args, **kwargs)
         provision.learn(signature, clock.timed(trace) or trace)
         return result
@@ -260,21 +255,16 @@ class Stream:
     def _compute_recorded(self, signature: Signature, args: Any, kwargs: Any) -> Any:
         """The first real pass where no dry run was possible: it streams, answers, and is recorded."""
         provision = self._provision
-        recorder = Recorder(self.weights, stalled=self._stalled, on_peak=_refuse_beyond(self.plan))
-        if provision.installation is not None:
+        recorder = Recorder(self.weights, stalled=self._deployment.stall_seconds, on_peak=_refuse_beyond(self.plan))
+        if self._deployment.installation is not None:
             index = {id(weight): position for position, weight in enumerate(self.weights)}
-            for load in provision.installation.cold.loads:
+            for load in self._deployment.installation.cold.loads:
                 recorder.watch(index[id(load.weight)], load.data)
-        forward = heard(recorder, "", provision.attachment.root_layer)
-        with listening(recorder, provision.module), recorder:
+        forward = heard(recorder, "", self._deployment.attachment.root_layer)
+        with listening(recorder, self._deployment.module), recorder:
             result = forward(*args, **kwargs)
         provision.learn_anew(signature, recorder.trace(is_timed=True, arguments_nbytes=signature.nbytes))
         return result
-
-    def _stalled(self) -> float:
-        provision = self._provision
-        live = provision.installation.pipeline.stats.stall_seconds if provision.installation is not None else 0.0
-        return provision.earlier.stall_seconds + live
 
     def _count_rows(self, nbytes: int) -> None:
         self._row_nbytes += nbytes

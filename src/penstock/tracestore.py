@@ -27,6 +27,9 @@ from penstock.trace import Trace
 
 KEPT_TRACES = 8
 
+_PLANNER_VERSION = 2
+"""Raise it when planning changes: plans that were kept before are made again."""
+
 
 class TraceStore:
     """The traces of one module with one checkpoint on this machine.
@@ -85,10 +88,6 @@ class TraceStore:
         except (OSError, UnicodeDecodeError, PlanError):
             return None
         return trace if trace.weights == self._names else None
-
-
-_PLANNER_VERSION = 2
-"""Raise it when planning changes: plans that were kept before are made again."""
 
 
 def kept_plan(problem: Problem, strategy: str) -> Plan:

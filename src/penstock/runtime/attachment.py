@@ -16,6 +16,7 @@ from torch import nn
 from penstock.errors import StreamStateError
 from penstock.runtime.binding import BoundWeight, GuardedParameters
 from penstock.runtime.executor import Executor
+from penstock.runtime.holdings import Holdings
 from penstock.runtime.rows import RowLookup, RowTable
 from penstock.runtime.schedule import Site
 
@@ -65,7 +66,7 @@ class Attachment:
         module: nn.Module,
         parameter: nn.Parameter,
         table: RowTable,
-        executor: Executor,
+        holdings: Holdings,
         count: Callable[[int], None],
     ) -> None:
         """Answer the lookups of `module` from storage."""
@@ -75,7 +76,7 @@ class Attachment:
         def looked_up(*args: Any, **kwargs: Any) -> Any:
             if not parameter.is_meta:  # the whole table is in memory just now
                 return forward(*args, **kwargs)
-            with executor.looking_up(parameter), RowLookup(parameter, table, count):
+            with holdings.looking_up(parameter), RowLookup(parameter, table, count):
                 return forward(*args, **kwargs)
 
         self._undo.append(self.set_attribute(module, "forward", looked_up))

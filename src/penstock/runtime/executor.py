@@ -1,14 +1,14 @@
-"""Runs a module's passes along a schedule: binds weights as layers begin and lets go as they end.
+"""Runs a module's passes along a schedule: holds weights as layers begin and lets go as they end.
 
 The executor decides nothing. It follows the schedule; where the module departs from it, it seeks to where the
-module is now; where the schedule knows no place for a weight, it falls back on a mapping of the checkpoint.
+module is now.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import nn
 
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.runtime.binding import BoundWeight, FileViews
+from penstock.runtime.holdings import Holdings
 from penstock.runtime.passes import NO_GRADIENTS, apart, computing
-from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError
+from penstock.runtime.pipeline import READY, Pipeline
 from penstock.runtime.schedule import BoundCall, Schedule, Site
 
 _NO_SCHEDULE = Schedule((), (), (), (), (), (), ())
@@ -30,15 +31,15 @@ class Executor:
     Args:
         weights: every streamed weight.
         views: the way out for weights that the schedule has no place for.
+
+    Attributes:
+        holdings: which of them are readable.
+        passes: passes run.
     """
 
     def __init__(self, weights: list[BoundWeight], views: FileViews) -> None:
         self._weights = weights
-        self._by_parameter = {id(weight.parameter): weight for weight in weights}
-        self._views = views
-        self._mapped: dict[int, torch.Tensor] = {}
-        self._looked_up: set[int] = set()
-        self._early: list[int] = []
+        self.holdings = Holdings(weights, views)
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._depth = 0
@@ -50,11 +51,11 @@ class Executor:
         self._is_torn = False  # an exception has come between any two steps
         self._schedule: Schedule = _NO_SCHEDULE
         self._order: tuple[int, ...] = ()
-        self.mapped_reads = 0
         self.passes = 0
 
     def install(self, schedule: Schedule, pipeline: Pipeline) -> None:
         """Follow `schedule` from the next pass on, all of it still to be loaded."""
+        self.holdings.install(schedule, pipeline)
         self._schedule, self._pipeline = schedule, pipeline
         self._order = schedule.warm_order
         self._is_cold = True
@@ -64,6 +65,7 @@ class Executor:
         """Follow nothing, so that nothing keeps an arena in memory."""
         self._schedule = _NO_SCHEDULE
         self.__dict__.pop("_pipeline", None)
+        self.holdings.uninstall()
 
     def settle(self, schedule: Schedule) -> None:
         """Follow `schedule`, which has the same loads, now that every resident weight is in memory."""
@@ -95,14 +97,14 @@ class Executor:
                 return forward(*args, **kwargs)
             self.check_usable()
             before()
-            self._mend()
-            self._pipeline.forgive()
-            if self._expected:  # layers were called outside a pass
-                self._expected = 0
-                self._restart()
-            self._in_pass, self._owner = True, threading.get_ident()
             complete = False
             try:
+                self._mend()
+                self._pipeline.forgive()
+                if self._expected:  # layers were called outside a pass
+                    self._expected = 0
+                    self._restart()
+                self._in_pass, self._owner = True, threading.get_ident()
                 with computing():
                     result = forward(*args, **kwargs)
                 complete = True
@@ -127,8 +129,7 @@ class Executor:
 
     def _end_pass(self, *, complete: bool) -> None:
         self.passes += 1
-        self._unmap()
-        self._drop_early()
+        self.holdings.end_pass()
         used, self._used = self._used, []
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
@@ -152,13 +153,9 @@ class Executor:
         if not self._is_torn:
             return
         self._pipeline.recover()
-        states, schedule = self._pipeline.states, self._schedule
-        self._early, self._expected = [], 0
-        for load, planned in enumerate(schedule.planned):
-            self._pipeline.held[load] = 0
-            if not (planned.resident and states[load] == READY):
-                schedule.loads[load].weight.unbind()
-        self._order = schedule.warm_order
+        self.holdings.recover()
+        self._expected = 0
+        self._order = self._schedule.warm_order
         self._restart()
         self._is_torn = False
 
@@ -178,37 +175,13 @@ class Executor:
                 self._expected = expected + 1
             else:
                 expected = self._depart(site)
-            call = self._hold(schedule.calls[expected])
+            call = self.holdings.hold(schedule.calls[expected])
             self._used.extend(call.loads)
-            if self._early:
-                self._drop_early(call.loads)
             return call
         except BaseException:
             self._is_torn = True
             self._leave()
             raise
-
-    def _hold(self, call: BoundCall) -> BoundCall:
-        """Bind what `call` needs; returns what it holds, which is less where places are taken."""
-        loads, taken = self._schedule.loads, 0
-        missing: tuple[int, ...] = ()
-        try:
-            for load in call.loads:
-                bound = loads[load]
-                try:
-                    self._pipeline.hold(load)
-                except PlaceTakenError:
-                    missing = (*missing, load)
-                    self._map(bound.weight)
-                else:
-                    bound.weight.bind(bound.data)
-                taken += 1
-        except BaseException:
-            self._let_go(tuple(load for load in call.loads[:taken] if load not in missing), frozenset())
-            raise
-        if missing:
-            return BoundCall(tuple(load for load in call.loads if load not in missing), call.last_use)
-        return call
 
     def own(self, call: BoundCall, result: Any) -> Any:
         """`result` of the layer, without views of weights whose place others will take."""
@@ -217,36 +190,18 @@ class Executor:
     def end(self, call: BoundCall) -> None:
         """The layer has computed: what no other layer holds becomes unreadable and its space free."""
         try:
-            self._let_go(call.loads, call.last_use)
+            self.holdings.let_go(call.loads, call.last_use)
         except BaseException:
             self._is_torn = True
             raise
         finally:
             self._leave()
 
-    def _let_go(self, loads: tuple[int, ...], last_use: frozenset[int]) -> None:
-        pipeline, schedule = self._pipeline, self._schedule
-        for load in reversed(loads):
-            if schedule.planned[load].resident:
-                pipeline.held[load] -= 1
-                continue
-            if pipeline.held[load] == 1:
-                self._unbind(load)
-            pipeline.release(load, keep=load not in last_use)
-
-    def _unbind(self, load: int) -> None:
-        """The weight of `load` becomes unreadable, unless a layer around this one has it from elsewhere."""
-        loads, held = self._schedule.loads, self._pipeline.held
-        weight = loads[load].weight
-        for other in loads[load].others:
-            if held[other]:
-                weight.bind(loads[other].data)
-                return
-        mapped = self._mapped.get(id(weight))
-        if mapped is None:
-            weight.unbind()
-        else:
-            weight.bind(mapped)
+    def map_absent(self, parameter: nn.Parameter) -> None:
+        """A weight is read that is not in memory: inside a pass, make it readable until the pass ends."""
+        if self._owner == threading.get_ident():
+            calls, expected = self._schedule.calls, self._expected
+            self.holdings.provide(parameter, calls[expected].loads if expected < len(calls) else ())
 
     def _depart(self, site: Site) -> int:
         """The call of `site` that the module most likely makes now; the pipeline goes on from there."""
@@ -282,67 +237,10 @@ class Executor:
         self._depth -= 1
         if self._depth == 0 and not self._in_pass:
             self._used.clear()
-            self._drop_early()
-            self._unmap()
+            self.holdings.end_pass()
             self._conditions.__exit__(None, None, None)
             self._owner = None
             self._lock.release()
-
-    # -- weights that the schedule has no place for --
-
-    def map_absent(self, parameter: nn.Parameter) -> None:
-        """A weight is read that is not in memory: inside a pass, map it until the pass ends."""
-        weight = self._by_parameter.get(id(parameter))
-        if weight is None or self._owner != threading.get_ident() or id(parameter) in self._looked_up:
-            return
-        if self._take_early(weight):
-            return
-        self._map(weight)
-
-    def _map(self, weight: BoundWeight) -> None:
-        mapped = self._mapped.get(id(weight))
-        if mapped is None:
-            mapped = self._mapped[id(weight)] = self._views.view(weight)
-            self.mapped_reads += 1
-        weight.bind(mapped)
-
-    def _take_early(self, weight: BoundWeight) -> bool:
-        """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
-        schedule = self._schedule
-        if self._expected >= len(schedule.calls):
-            return False
-        for load in schedule.calls[self._expected].loads:
-            if schedule.loads[load].weight is weight:
-                try:
-                    self._pipeline.hold(load)
-                except PlaceTakenError:
-                    return False
-                weight.bind(schedule.loads[load].data)
-                self._early.append(load)
-                return True
-        return False
-
-    def _drop_early(self, loads: Collection[int] | None = None) -> None:
-        """Let go of those among `loads`, which their own layer holds now; of all if None."""
-        early = [load for load in self._early if loads is None or load in loads]
-        self._early = [load for load in self._early if load not in early]
-        self._let_go(tuple(early), frozenset())
-
-    @contextmanager
-    def looking_up(self, parameter: nn.Parameter) -> Iterator[None]:
-        """While only rows of it are read, the parameter itself may stay absent."""
-        self._looked_up.add(id(parameter))
-        try:
-            yield
-        finally:
-            self._looked_up.discard(id(parameter))
-
-    def _unmap(self) -> None:
-        if self._mapped:
-            mapped, self._mapped = self._mapped, {}
-            for weight in self._weights:
-                if id(weight) in mapped:
-                    weight.unbind()
 
     # -- changing the schedule --
 
@@ -365,6 +263,4 @@ class Executor:
 
     def suspend(self) -> None:
         """Unbind everything; the pipeline may be closed after this."""
-        self._unmap()
-        for weight in self._weights:
-            weight.unbind()
+        self.holdings.suspend()

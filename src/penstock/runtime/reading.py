@@ -7,8 +7,8 @@ import torch
 from penstock.checkpoint import WeightSource
 from penstock.runtime.binding import torch_dtype
 from penstock.runtime.devices.base import settled_offset
-from penstock.runtime.devices.cpu import READ_NBYTES, CpuArena
-from penstock.runtime.requests import coalesced, read_requests
+from penstock.runtime.devices.cpu import READ_NBYTES, CpuArena, Filler, Transfer
+from penstock.runtime.requests import coalesced
 from penstock.runtime.storage import Storage
 
 _COPIED_NBYTES = 1 << 20
@@ -26,19 +26,8 @@ def read_weight(storage: Storage, source: WeightSource, *, realign: bool = True)
     block = storage.block_nbytes
     offset = coalesced(source.pieces)[0].file_offset % block
     arena = CpuArena(-(-(offset + source.nbytes) // block) * block)
-    for request in read_requests(source, offset, block_nbytes=block, read_nbytes=READ_NBYTES):
-        if request.skip_nbytes is None:
-            target = arena.view[request.arena_offset : request.arena_offset + request.nbytes]
-            storage.read(request.file, request.file_offset, target, request.needed_nbytes)
-        else:
-            bounce = CpuArena(request.nbytes)
-            storage.read(request.file, request.file_offset, bounce.view, request.needed_nbytes)
-            kept = bounce.view[request.skip_nbytes : request.needed_nbytes]
-            arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
-    settled = settled_offset(offset, realign=realign)
-    if settled != offset:
-        arena.move(offset, settled, source.nbytes)
-    data = arena.tensor(settled, dtype, source.shape)
+    Filler(arena, storage).fill(Transfer.of(source, offset, storage, READ_NBYTES, realign=realign))
+    data = arena.tensor(settled_offset(offset, realign=realign), dtype, source.shape)
     # Small weights share the allocator's pages; a large one keeps the memory that it was read into.
     with torch.inference_mode(False):  # else a restored module could not be trained
         return data.clone() if realign and source.nbytes < _COPIED_NBYTES else data

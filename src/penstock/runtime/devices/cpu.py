@@ -68,14 +68,51 @@ class CpuArena(Arena):
 
 
 @dataclass(frozen=True, slots=True)
-class _Transfer:
-    """What the readers need to know of one transfer."""
+class Transfer:
+    """How one weight comes to its place in the arena."""
 
-    ticket: int
     offset: int
     nbytes: int
     requests: tuple[ReadRequest, ...]
     realign: bool
+
+    @classmethod
+    def of(cls, source: WeightSource, offset: int, storage: Storage, read_nbytes: int, *, realign: bool) -> Transfer:
+        """Of `source` to `offset`, by reads of at most `read_nbytes`."""
+        requests = read_requests(source, offset, block_nbytes=storage.block_nbytes, read_nbytes=read_nbytes)
+        return cls(offset, source.nbytes, tuple(requests), realign)
+
+
+class Filler:
+    """One thread's way into an arena: straight to the place where that can be, else over a bounce buffer of its own."""
+
+    def __init__(self, arena: CpuArena, storage: Storage) -> None:
+        self._arena, self._storage = arena, storage
+        self._bounce: mmap.mmap | None = None
+
+    def fill(self, transfer: Transfer) -> None:
+        """Have the weight where it is computed with when this returns.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        for request in transfer.requests:
+            if request.skip_nbytes is None:
+                target = self._arena.view[request.arena_offset : request.arena_offset + request.nbytes]
+                self._storage.read(request.file, request.file_offset, target, request.needed_nbytes)
+            else:
+                self._bounced(request, request.skip_nbytes)
+        settled = settled_offset(transfer.offset, realign=transfer.realign)
+        if settled != transfer.offset:
+            self._arena.move(transfer.offset, settled, transfer.nbytes)
+
+    def _bounced(self, request: ReadRequest, skip_nbytes: int) -> None:
+        if self._bounce is None or len(self._bounce) < request.nbytes:
+            self._bounce = mmap.mmap(-1, request.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with memoryview(self._bounce) as whole, whole[: request.nbytes] as block:
+            self._storage.read(request.file, request.file_offset, block, request.needed_nbytes)
+            with block[skip_nbytes : request.needed_nbytes] as kept:
+                self._arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
 
 
 class _Halt:
@@ -93,9 +130,9 @@ class CpuQueue(TransferQueue):
         self._arena, self._storage = arena, storage
         self._done: Completion = done
         self._read_nbytes = read_nbytes
-        self._transfers: dict[int, _Transfer] = {}
+        self._transfers: dict[int, Transfer] = {}
         # A reader takes a transfer whole: one thread draws what the drive gives, and each waking costs computing time.
-        self._waiting: SimpleQueue[_Transfer | _Halt | None] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[int, Transfer] | _Halt | None] = SimpleQueue()
         self._closing = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
@@ -108,54 +145,34 @@ class CpuQueue(TransferQueue):
     def submit(self, ticket: int, source: WeightSource, offset: int, *, realign: bool = False) -> None:
         transfer = self._transfers.get(ticket)
         if transfer is None:  # the same transfer comes again in every pass
-            block_nbytes = self._storage.block_nbytes
-            requests = read_requests(source, offset, block_nbytes=block_nbytes, read_nbytes=self._read_nbytes)
-            transfer = _Transfer(ticket, offset, source.nbytes, tuple(requests), realign)
+            transfer = Transfer.of(source, offset, self._storage, self._read_nbytes, realign=realign)
             self._transfers[ticket] = transfer
         if self._closing:
             raise StorageError("the transfer queue is closed")
         if transfer.requests:
-            self._waiting.put(transfer)
+            self._waiting.put((ticket, transfer))
         else:
             self._done(ticket, None)
 
     def _serve(self) -> None:
-        bounce: mmap.mmap | None = None
-        while (transfer := self._waiting.get()) is not None:
-            if isinstance(transfer, _Halt):
-                transfer.reached.release()
-                transfer.go_on.wait()
+        filler = Filler(self._arena, self._storage)
+        while (waiting := self._waiting.get()) is not None:
+            if isinstance(waiting, _Halt):
+                waiting.reached.release()
+                waiting.go_on.wait()
                 continue
+            ticket, transfer = waiting
             error: BaseException | None = None
             try:
-                for request in transfer.requests:
-                    if request.skip_nbytes is not None and (bounce is None or len(bounce) < request.nbytes):
-                        bounce = mmap.mmap(-1, request.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-                    self._read(request, bounce)
-                settled = settled_offset(transfer.offset, realign=transfer.realign)
-                if settled != transfer.offset:
-                    self._arena.move(transfer.offset, settled, transfer.nbytes)
+                filler.fill(transfer)
             except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
                 error = caught
-            self._done(transfer.ticket, error)
+            self._done(ticket, error)
         with self._lock:
             self._serving -= 1
             is_last = not self._serving
         if is_last:
             self._storage.close()
-
-    def _read(self, request: ReadRequest, bounce: mmap.mmap | None) -> None:
-        if request.skip_nbytes is None:
-            target = self._arena.view[request.arena_offset : request.arena_offset + request.nbytes]
-            self._storage.read(request.file, request.file_offset, target, request.needed_nbytes)
-            return
-        if bounce is None:
-            raise StorageError("a bounced read without a bounce buffer")
-        with memoryview(bounce) as whole, whole[: request.nbytes] as block:
-            self._storage.read(request.file, request.file_offset, block, request.needed_nbytes)
-            kept = block[request.skip_nbytes : request.needed_nbytes]
-            self._arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
-            kept.release()
 
     def drain(self) -> None:
         halt = _Halt()

@@ -1,0 +1,169 @@
+"""The plan in force with everything that follows it: arena, threads, hooks; replaced as a whole by the next plan."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from penstock.checkpoint import Checkpoint
+from penstock.errors import StreamStateError
+from penstock.planning import Plan, Problem
+from penstock.runtime.attachment import Attachment
+from penstock.runtime.binding import BoundWeight, FileViews
+from penstock.runtime.devices.base import Device
+from penstock.runtime.executor import Executor
+from penstock.runtime.installation import Installation
+from penstock.runtime.pipeline import Pipeline, PipelineStats
+from penstock.runtime.storage import FileStorage
+
+
+class Deployment:
+    """The executing side of one streamed module.
+
+    Attributes:
+        installation: the plan in force with its memory, if there is one.
+        owned_folder: what was written for this stream and goes with it, if anything was.
+        realigned: weights that are moved to aligned addresses by the plan in force.
+        peak_nbytes: most bytes that any plan so far predicted.
+    """
+
+    def __init__(
+        self, module: nn.Module, checkpoint: Checkpoint, weights: list[BoundWeight], owned_folder: Path | None
+    ) -> None:
+        self._module = weakref.ref(module)
+        self._modules = {name: weakref.ref(child) for name, child in module.named_modules()}
+        self._checkpoint, self._weights, self.owned_folder = checkpoint, weights, owned_folder
+        self.storage = FileStorage(checkpoint.files)
+        self.executor = Executor(weights, FileViews(checkpoint))
+        self.attachment = Attachment(module)
+        self.installation: Installation | None = None
+        self._is_settled = False
+        self.realigned: frozenset[int] = frozenset()
+        self._earlier = PipelineStats()  # of installations that are gone
+        self.peak_nbytes = 0
+        self._process = os.getpid()
+        self._closer = _Closer(self.storage, owned_folder)
+        self._finalizer = weakref.finalize(module, self._closer)
+
+    @property
+    def module(self) -> nn.Module:
+        """The streamed module."""
+        module = self._module()
+        if module is None:
+            raise StreamStateError("the streamed module is gone")
+        return module
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force.
+
+        Raises:
+            StreamStateError: there is none.
+        """
+        if self.installation is None:
+            raise StreamStateError("nothing is planned yet: call the module once, or stream it with an `example`")
+        return self.installation.plan
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that streams, not a fork of it."""
+        return os.getpid() == self._process
+
+    def arena_nbytes(self) -> int:
+        """How much of the arena is in memory."""
+        return self.installation.arena_nbytes() if self.installation is not None else 0
+
+    def install(self, problem: Problem, plan: Plan, device: Device, realigned: frozenset[int]) -> None:
+        """Follow `plan` instead of the present one, all of it still to be loaded."""
+        self.uninstall()
+        with torch.inference_mode(False):  # a plan made inside a pass outlives the mode that the pass runs in
+            installation = Installation(
+                plan,
+                problem,
+                weights=self._weights,
+                modules={name: module for name, ref in self._modules.items() if (module := ref()) is not None},
+                device=device,
+                storage=FileStorage(self._checkpoint.files, direct=self.storage.direct),
+                realign=realigned,
+            )
+            self.installation, self._closer.pipeline = installation, installation.pipeline
+            self.realigned, self._is_settled = realigned, False
+            self.executor.install(installation.cold, installation.pipeline)
+            self.attachment.follow(self.executor, installation.cold.sites)
+            self.peak_nbytes = max(self.peak_nbytes, plan.prediction.peak_nbytes)
+
+    def uninstall(self) -> None:
+        """Give the present plan's memory and threads back."""
+        self.attachment.follow(None, ())
+        self.executor.suspend()
+        if self.installation is not None:
+            self._earlier += self.installation.pipeline.stats
+            self.installation.close()
+        self.installation = self._closer.pipeline = None  # or its arena would outlive it
+        self.executor.uninstall()
+
+    def settle(self) -> None:
+        """After a pass: let resident layers run free once they are loaded."""
+        installation = self.installation
+        if installation is not None and not self._is_settled and not self.executor.is_cold:
+            self.executor.settle(installation.warm)
+            self.attachment.follow(self.executor, installation.warm.sites)
+            self._is_settled = True
+
+    @contextlib.contextmanager
+    def unfollowed(self) -> Iterator[None]:
+        """The module without what streaming hangs on its layers."""
+        self.attachment.follow(None, ())
+        try:
+            yield
+        finally:
+            if self.installation is not None:
+                schedule = self.installation.warm if self._is_settled else self.installation.cold
+                self.attachment.follow(self.executor, schedule.sites)
+
+    def stats(self) -> PipelineStats:
+        """What all installations did so far."""
+        total = PipelineStats()
+        total += self._earlier
+        if self.installation is not None:
+            total += self.installation.pipeline.stats
+        return total
+
+    def stall_seconds(self) -> float:
+        """For which layers waited so far."""
+        live = self.installation.pipeline.stats.stall_seconds if self.installation is not None else 0.0
+        return self._earlier.stall_seconds + live
+
+    def close(self, *, remove_files: bool) -> None:
+        """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""
+        self.uninstall()
+        self.attachment.detach()
+        self._finalizer.detach()
+        self.storage.close()
+        if remove_files and self.owned_folder is not None and self.is_own_process:
+            shutil.rmtree(self.owned_folder, ignore_errors=True)
+
+
+class _Closer:
+    """Ends what would outlive a module that is dropped without `restore`."""
+
+    def __init__(self, storage: FileStorage, folder: Path | None) -> None:
+        self._storage, self._folder = storage, folder
+        self.pipeline: Pipeline | None = None  # not the schedule, which knows modules and would keep them
+        self._process = os.getpid()
+
+    def __call__(self) -> None:
+        if os.getpid() != self._process:
+            return  # a forked child leaves its parent's files alone
+        if self.pipeline is not None:
+            self.pipeline.close()
+        self._storage.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
