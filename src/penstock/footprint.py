@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from time import perf_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +55,40 @@ def return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-EAGER_NBYTES = 32 << 20
-"""Below such a budget what the C allocator retains matters more than the page faults that retaining it saves, which can
-be many: a ResNet-152 inside 46 MiB computes more than twice as long without."""
+LOOK_SECONDS = 0.2
+"""Once everything is measured, memory is looked at no more often: it takes as long as a small layer."""
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc
-_EAGER = {_M_MMAP_THRESHOLD: 256 << 10, _M_TRIM_THRESHOLD: 1 << 20, _M_TOP_PAD: 64 << 10}
-_STEADY = {_M_MMAP_THRESHOLD: 4 << 20, _M_TRIM_THRESHOLD: 8 << 20}
-"""Left alone, glibc raises these with what is freed, up to 32 and 64 MiB; a GPT-2 of the same budget then took 57 MiB
-in one process and 95 in the next."""
+MAPPED_NBYTES = 4 << 20
+MAPPED_SHARE = 32
+"""Blocks of this size, or of one part in `MAPPED_SHARE` of the budget, are mapped one by one and unmapped at once when
+they are freed. Smaller ones live in the allocator's heap, where some space between them is always lost, a quarter or
+so. Each mapping costs page faults: a ResNet-152 computes a quarter longer with a limit of 1 MiB."""
+
+KEPT_SHARE = 4
+"""The heap gives its end back when more than one part in so many of the budget is free there. With less it gives pages
+back and asks for them again within a pass: with 8 MiB a ResNet-152 took 200 instead of 145 ms."""
+
+EAGER_NBYTES = 32 << 20
+EAGER_MAPPED_NBYTES, EAGER_KEPT_NBYTES = 256 << 10, 1 << 20
+"""Below such a budget what the heap keeps matters more than time."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc
 
 
 def retain_little(budget_nbytes: int) -> None:
-    """Have glibc's allocator give large blocks back at once; for the whole process, and for good."""
+    """Have glibc's allocator give large blocks back at once; for the whole process, and for good.
+
+    Left alone, glibc raises the limit with what is freed, up to 32 MiB, so that a pass may take half as much again in
+    one process as in the next (57 and 95 MiB of a GPT-2), and no plan can know which.
+    """
+    mapped_nbytes = min(budget_nbytes // MAPPED_SHARE, MAPPED_NBYTES)
+    kept_nbytes = min(budget_nbytes // KEPT_SHARE, 2**31 - 1)
+    if budget_nbytes < EAGER_NBYTES:
+        mapped_nbytes, kept_nbytes = EAGER_MAPPED_NBYTES, EAGER_KEPT_NBYTES
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in (_EAGER if budget_nbytes < EAGER_NBYTES else _STEADY).items():
-            mallopt(parameter, value)
+        mallopt(_M_MMAP_THRESHOLD, mapped_nbytes)
+        mallopt(_M_TRIM_THRESHOLD, kept_nbytes)
 
 
 class Footprint:
@@ -89,6 +107,7 @@ class Footprint:
         self.is_measuring = True
         self._base = self._now() - held_nbytes
         self._left: int | None = None
+        self._looked = 0.0
         self._begun: Memory | None = None
 
     def _now(self) -> int:
@@ -108,12 +127,21 @@ class Footprint:
         """Our work ends here for now; what is allocated until `enter` is not ours."""
         self._left = self._now() if self.is_measuring else None
 
-    def enter(self) -> None:
-        """Our work begins again."""
-        if self.is_measuring:
-            self._begun = read_memory() if reset_peak() else None
-            if self._left is not None:
-                self._base += self._foreign_growth_nbytes(self._left)
+    def enter(self, room_nbytes: int) -> None:
+        """Our work begins again, with so much room besides the arena.
+
+        Free blocks between used ones pile up in the allocator's heap over passes. Where the last ones came near to
+        filling the room, what is free goes back to the system first; that costs page faults, so not as a habit.
+        """
+        now = perf_counter()
+        if not self.is_measuring and now < self._looked + LOOK_SECONDS:
+            return
+        self._looked = now
+        if (self.peak_growth_nbytes() or 0) > room_nbytes:
+            return_free_memory()
+        self._begun = read_memory() if reset_peak() else None
+        if self.is_measuring and self._left is not None:
+            self._base += self._foreign_growth_nbytes(self._left)
 
     def _foreign_growth_nbytes(self, left: int) -> int:
         """What others have allocated since we left. What was freed was ours first, as a pass's output is."""

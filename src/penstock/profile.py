@@ -22,8 +22,10 @@ CALL_NBYTES = 4 << 10
 
 MARGIN = 64
 MARGIN_NBYTES = 2 << 20
+MARGIN_OF_OVERHEAD = 8
 """Measured overheads differ from pass to pass and, by the allocator's luck, from process to process: one part in
-`MARGIN` of the budget is kept free beyond them, and of small budgets so many bytes, but no more than an eighth."""
+`MARGIN` of the budget is kept free beyond them, or one part in eight of themselves, and of small budgets so many bytes,
+but no more than an eighth of those."""
 
 TINY_NBYTES = 32 << 10
 
@@ -60,7 +62,9 @@ def make_problem(
         for call in trace.calls
     )
     if overhead_nbytes:
-        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + _margin_nbytes(budget_nbytes)
+        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + margin_nbytes(
+            budget_nbytes, overhead_nbytes
+        )
     else:
         workspace_nbytes = WORKSPACE_NBYTES + activations_nbytes // 2
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
@@ -72,8 +76,11 @@ def make_problem(
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
 
 
-def _margin_nbytes(budget_nbytes: int) -> int:
-    return max(budget_nbytes // MARGIN, min(MARGIN_NBYTES, budget_nbytes // 8))
+def margin_nbytes(budget_nbytes: int, overhead_nbytes: int) -> int:
+    """What is kept free of a budget because measurements differ."""
+    return max(
+        budget_nbytes // MARGIN, min(max(MARGIN_NBYTES, overhead_nbytes // MARGIN_OF_OVERHEAD), budget_nbytes // 8)
+    )
 
 
 def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:

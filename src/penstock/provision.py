@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint, return_free_memory
 from penstock.machine import storage_profile
-from penstock.profile import MEASURABLE_NBYTES, make_problem
+from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
 from penstock.runtime.binding import BoundWeight
 from penstock.signature import Signature
 from penstock.terms import Terms
@@ -85,6 +86,15 @@ class Provision:
         except BudgetInfeasibleError:
             self.terms = before
             raise
+
+    @property
+    def room_nbytes(self) -> int:
+        """What a pass may take besides the arena, the margin not touched; all that there is where nothing is known."""
+        installation = self.deployment.installation
+        if installation is None:
+            return sys.maxsize
+        margin = margin_nbytes(installation.plan.budget_nbytes, self.admission.overhead_nbytes)
+        return installation.plan.reserve.total_nbytes - margin
 
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
@@ -227,6 +237,7 @@ class Provision:
             overhead_nbytes=self.admission.overhead_nbytes if self.terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
         )
         plan = kept_plan(problem, self.terms.strategy)
+        return_free_memory()  # planning has left some in between
         self.is_outgrown = False
         present, realigned = self.deployment.installation, self._to_realign()
         is_same = present is not None and present.plan.problem_fingerprint == plan.problem_fingerprint

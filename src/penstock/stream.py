@@ -222,7 +222,7 @@ class Stream:
 
         def before() -> None:
             self._deployment.storage.check_unchanged()
-            provision.footprint.enter()
+            provision.footprint.enter(provision.room_nbytes)
             if signature != provision.admitted:
                 provision.admit(signature, args, kwargs)
 
