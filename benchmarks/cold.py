@@ -24,7 +24,8 @@ from benchmarks.run import MIN_REPEATS, forget_state, open_resident, prepare_all
 
 FIRST, SECOND, PLAIN = "penstock_first", "penstock", "from_pretrained"
 _WAYS = {FIRST: "penstock", SECOND: "penstock", PLAIN: "plain"}
-MAX_TRIES, GROWTH = 20, 1.02
+MAX_TRIES, GROWTH = 20, 1.1  # measured needs differ from process to process
+LEARNING_PASSES = 4
 _DEFAULT_OUT = results.FOLDER / "cold.json"
 
 
@@ -105,30 +106,37 @@ def _start(name: str, model: Model, budget_nbytes: int, probe: storage.Bandwidth
         rates.append(probe.measure())
         answer = arm.ask("load")
         if name == FIRST:
-            # The second process is to find a plan that knows measured times, as it would in daily use.
-            for _ in range(2):
-                arm.ask("run", lead=0)
+            _learn(arm)
         return answer
 
 
+def _learn(arm: Arm) -> None:
+    """The second process is to find a plan that knows measured times and memory, as it would in daily use."""
+    for _ in range(LEARNING_PASSES):
+        arm.ask("run", lead=0)
+
+
 def _feasible(model: Model, budget_nbytes: int) -> int:
-    """The budget, or more, until the model runs.
+    """The budget, or more, until the model runs in a first process and, measured, in a second one.
 
     Raises:
         ArmError: it does not.
     """
     for tries in range(1, MAX_TRIES + 1):
-        with open_arm("penstock", model, budget_nbytes, capped=False) as arm:
-            arm.start(warm_up="imports")
-            arm.wait()
-            try:
-                arm.ask("load")
-            except ArmError as error:
-                if error.needed_nbytes is None or tries == MAX_TRIES:
-                    raise
-                budget_nbytes = max(error.needed_nbytes, int(GROWTH * budget_nbytes))
-            else:
-                break
+        shutil.rmtree(state_folder(), ignore_errors=True)
+        try:
+            for _ in range(2):
+                with open_arm("penstock", model, budget_nbytes, capped=False) as arm:
+                    arm.start(warm_up="imports")
+                    arm.wait()
+                    arm.ask("load")
+                    _learn(arm)
+        except ArmError as error:
+            if error.needed_nbytes is None or tries == MAX_TRIES:
+                raise
+            budget_nbytes = int(GROWTH * max(error.needed_nbytes, budget_nbytes))
+        else:
+            break
     return budget_nbytes
 
 
