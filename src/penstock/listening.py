@@ -13,6 +13,8 @@ from torch import nn
 
 from penstock.trace import Trace
 
+NOTICEABLE = 0.95
+
 
 class Clock:
     """Times the layer calls of a pass whose reads are known already; far lighter than recording it."""
@@ -31,7 +33,11 @@ class Clock:
         self._ended = (perf_counter(), self._stalled())
 
     def timed(self, trace: Trace) -> Trace | None:
-        """`trace` with measured times, the shorter ones if it has some; None if the pass made other calls."""
+        """`trace` with measured times; None if the pass made other calls.
+
+        If it has some, the shorter ones count, and only once they make a difference to the whole: otherwise every new
+        process would have to make, and wait for, a plan of its own.
+        """
         if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
             return None
         ends = [(began, stalled) for _, began, stalled in self._begun[1:]] + [self._ended] * bool(self._begun)
@@ -41,6 +47,8 @@ class Clock:
         ]
         if trace.is_timed:
             seconds = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
+            if sum(seconds) > NOTICEABLE * sum(call.seconds for call in trace.calls):
+                return trace
         calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
         return replace(trace, calls=calls, is_timed=True)
 
