@@ -22,10 +22,8 @@ CALL_NBYTES = 4 << 10
 
 MARGIN = 64
 MARGIN_NBYTES = 2 << 20
-MARGIN_OF_OVERHEAD = 8
 """Measured overheads differ from pass to pass and, by the allocator's luck, from process to process: one part in
-`MARGIN` of the budget is kept free beyond them, or one part in eight of themselves, and of small budgets so many bytes,
-but no more than an eighth of those."""
+`MARGIN` of the budget is kept free beyond them, and of small budgets so many bytes, but no more than an eighth."""
 
 TINY_NBYTES = 32 << 10
 
@@ -42,6 +40,7 @@ def make_problem(
     activations_nbytes: int,
     fixed_nbytes: int,
     overhead_nbytes: int,
+    caution_nbytes: int = 0,
 ) -> Problem:
     """The problem that running `trace` within the budget poses.
 
@@ -50,6 +49,7 @@ def make_problem(
         fixed_nbytes: buffers and parameters that do not stream.
         overhead_nbytes: what a pass was measured to take beyond arena and I/O buffers, activations included; 0 where
             none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead.
+        caution_nbytes: what to keep free besides.
     """
     read = {index for call in trace.calls for index in call.reads}
     specs = tuple(
@@ -62,25 +62,21 @@ def make_problem(
         for call in trace.calls
     )
     if overhead_nbytes:
-        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + margin_nbytes(
-            budget_nbytes, overhead_nbytes
-        )
+        bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + margin_nbytes(budget_nbytes)
     else:
         workspace_nbytes = WORKSPACE_NBYTES + activations_nbytes // 2
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
-    reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes)
+    reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes + caution_nbytes)
     storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES)
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
 
 
-def margin_nbytes(budget_nbytes: int, overhead_nbytes: int) -> int:
+def margin_nbytes(budget_nbytes: int) -> int:
     """What is kept free of a budget because measurements differ."""
-    return max(
-        budget_nbytes // MARGIN, min(max(MARGIN_NBYTES, overhead_nbytes // MARGIN_OF_OVERHEAD), budget_nbytes // 8)
-    )
+    return max(budget_nbytes // MARGIN, min(MARGIN_NBYTES, budget_nbytes // 8))
 
 
 def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:

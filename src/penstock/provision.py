@@ -35,6 +35,9 @@ HEADROOM = 1.25
 CAUTION = 3
 """Before a pass was measured, this part of the budget is kept free for what only a measurement tells."""
 
+CAUTION_OF_OVERHEAD = 8
+"""Afterwards, this part of what was measured: the allocator's luck differs from process to process."""
+
 WASTE = 20
 """A measured pass that leaves more than this part of the budget unused is worth a new plan."""
 
@@ -93,8 +96,7 @@ class Provision:
         installation = self.deployment.installation
         if installation is None:
             return sys.maxsize
-        margin = margin_nbytes(installation.plan.budget_nbytes, self.admission.overhead_nbytes)
-        return installation.plan.reserve.total_nbytes - margin
+        return installation.plan.reserve.total_nbytes - margin_nbytes(installation.plan.budget_nbytes)
 
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
@@ -219,12 +221,20 @@ class Provision:
         primary = self.admission.primary
         if primary is None:
             raise StreamStateError("no pass was recorded to plan for: call the module first")
-        if not self.admission.overhead_nbytes and self.terms.budget.nbytes >= MEASURABLE_NBYTES:
-            # Nothing was measured yet: keep more free than most models take, if the budget allows it.
-            with contextlib.suppress(BudgetInfeasibleError):
-                self._replan_with(primary, activations_nbytes, self.terms.budget.nbytes // CAUTION)
-                return
-        self._replan_with(primary, activations_nbytes, 0)
+        caution_nbytes = self._caution_nbytes()
+        try:
+            self._replan_with(primary, activations_nbytes, caution_nbytes)
+        except BudgetInfeasibleError as error:
+            lacking_nbytes = error.needed_nbytes - self.terms.budget.nbytes
+            self._replan_with(primary, activations_nbytes, max(caution_nbytes - lacking_nbytes, 0))
+
+    def _caution_nbytes(self) -> int:
+        """What had better be free besides what is known to be needed, if the budget allows it."""
+        if self.terms.budget.nbytes < MEASURABLE_NBYTES:
+            return 0
+        if not self.admission.overhead_nbytes:
+            return self.terms.budget.nbytes // CAUTION
+        return self.admission.overhead_nbytes // CAUTION_OF_OVERHEAD
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem = make_problem(
@@ -233,8 +243,9 @@ class Provision:
             self._profile,
             budget_nbytes=self.terms.budget.nbytes,
             activations_nbytes=activations_nbytes,
-            fixed_nbytes=self.fixed_nbytes + caution_nbytes,
+            fixed_nbytes=self.fixed_nbytes,
             overhead_nbytes=self.admission.overhead_nbytes if self.terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
+            caution_nbytes=caution_nbytes,
         )
         plan = kept_plan(problem, self.terms.strategy)
         return_free_memory()  # planning has left some in between
