@@ -100,7 +100,7 @@ def _get_ready(run: Run) -> None:
 
 
 def _pass(run: Run, probe: storage.BandwidthProbe) -> None:
-    """One timed pass, storage measured right before; for Penstock in its own memory, and right after, too."""
+    """One timed pass, storage measured right before; for Penstock right after, too, in its own memory if possible."""
     if run.arm.name == "resident":
         run.samples.append(run.arm.ask("run", lead=0))
         return
@@ -109,9 +109,9 @@ def _pass(run: Run, probe: storage.BandwidthProbe) -> None:
         run.bandwidths.append(probe.measure())
         run.samples.append(run.arm.ask("run", lead=0))
         return
-    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"])
+    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"] or probe.measure())
     run.samples.append(run.arm.ask("run", lead=LEAD_PASSES))
-    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"])
+    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"] or probe.measure())
 
 
 def _drop(run: Run) -> None:

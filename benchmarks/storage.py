@@ -23,6 +23,7 @@ THREADS = 2
 HUGE_PAGE_NBYTES = 2 << 20
 PROBE_NBYTES = 128 << 20
 LEAST_NBYTES = 1 << 20  # smaller reads measure requests, not bandwidth
+LEAST_COVERED_NBYTES = 32 << 20  # or threads meet at the same pages, and wait for one another
 _MADV_DONTNEED = 4
 
 
@@ -82,7 +83,8 @@ class BandwidthProbe:
                 if request.skip_nbytes is None and request.nbytes >= LEAST_NBYTES:
                     target = arena.view[request.arena_offset : request.arena_offset + request.nbytes]
                     reads.append(Read(handle.checkpoint.files[request.file].path, request.file_offset, target))
-        return cls(reads, position)
+        covers_enough = sum(read.target.nbytes for read in reads) >= LEAST_COVERED_NBYTES
+        return cls(reads if covers_enough else [], position)
 
     def measure(self) -> float:
         """Bytes per second now, over about 130 MB; 0.0 where there is nothing to read."""

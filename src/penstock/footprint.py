@@ -58,13 +58,13 @@ def return_free_memory() -> None:
 LOOK_SECONDS = 0.2
 """Once everything is measured, memory is looked at no more often: it takes as long as a small layer."""
 
-MAPPED_NBYTES = 4 << 20
+LEAST_MAPPED_NBYTES, MOST_MAPPED_NBYTES = 1 << 20, 4 << 20
 MAPPED_SHARE = 32
-"""Blocks of this size, or of one part in `MAPPED_SHARE` of the budget, are mapped one by one and unmapped at once when
-they are freed. Smaller ones live in the allocator's heap, where some space between them is always lost, a quarter or
-so. Each mapping costs page faults: a ResNet-152 computes a quarter longer with a limit of 1 MiB."""
+"""Blocks from one part in `MAPPED_SHARE` of the budget on, between these limits, are mapped one by one and unmapped at
+once when they are freed. Smaller ones live in the allocator's heap, where some space between them is always lost, a
+quarter or so. Each mapping costs page faults: a ResNet-152 computes a quarter longer with a limit of 1 MiB."""
 
-KEPT_SHARE = 4
+KEPT_SHARE = 2
 """The heap gives its end back when more than one part in so many of the budget is free there. With less it gives pages
 back and asks for them again within a pass: with 8 MiB a ResNet-152 took 200 instead of 145 ms."""
 
@@ -81,7 +81,7 @@ def retain_little(budget_nbytes: int) -> None:
     Left alone, glibc raises the limit with what is freed, up to 32 MiB, so that a pass may take half as much again in
     one process as in the next (57 and 95 MiB of a GPT-2), and no plan can know which.
     """
-    mapped_nbytes = min(budget_nbytes // MAPPED_SHARE, MAPPED_NBYTES)
+    mapped_nbytes = min(max(budget_nbytes // MAPPED_SHARE, LEAST_MAPPED_NBYTES), MOST_MAPPED_NBYTES)
     kept_nbytes = min(budget_nbytes // KEPT_SHARE, 2**31 - 1)
     if budget_nbytes < EAGER_NBYTES:
         mapped_nbytes, kept_nbytes = EAGER_MAPPED_NBYTES, EAGER_KEPT_NBYTES
