@@ -31,6 +31,8 @@ def main_table(results: Results) -> str:
             f"Median ratio over {len(measured)} cells: **{_median(measured, 'ratio'):.3f}** (target ≤ {WARM_TARGET}). "
             f"Peak within the budget: {within} of {len(measured)}. Bit-identical: {same} of {len(measured)}."
         )
+    if any(cell["killed_at_cap"] for cell in measured):
+        lines.append("† A process of it was killed by the kernel at this cap; timed again without one.")
     return "\n\n".join([*lines, provenance(results)])
 
 
@@ -55,12 +57,14 @@ def _main_row(cell: Cell) -> list[str]:
 def _peak(cell: Cell) -> str:
     if cell["peak_nbytes"] is None:
         return "not measured"
-    share = f"{100 * cell['peak_nbytes'] / cell['budget_nbytes']:.0f} %"
+    share = f"{100 * cell['peak_nbytes'] / cell['budget_nbytes']:.0f} %" + (" †" if cell["killed_at_cap"] else "")
     return share if _is_within(cell) else f"**{share}**"
 
 
 def _is_within(cell: Cell) -> bool:
-    return cell["peak_nbytes"] is not None and cell["peak_nbytes"] <= cell["budget_nbytes"]
+    """What took the place of a process that was killed ran without a cap: it shows nothing."""
+    is_known = cell["peak_nbytes"] is not None and not cell["killed_at_cap"]
+    return is_known and cell["peak_nbytes"] <= cell["budget_nbytes"]
 
 
 def rivals_table(results: Results) -> str:

@@ -49,6 +49,7 @@ def measured(percent: int, *, ratio: float, peak_mib: int, speedups: dict[str, f
         "bytes_streamed": 80 * MIB,
         "bytes_per_second": 2e9,
         "peak_nbytes": peak_mib * MIB,
+        "killed_at_cap": False,
         "bit_identical": True,
         "speedups": speedups,
         "arms": {name: arm(0.5 * ratio * by) for name, by in speedups.items()},
@@ -89,6 +90,14 @@ def test_a_peak_over_the_budget_stands_out() -> None:
     table = tables.main_table(envelope(CELLS))
     assert row(table, "50 % (50 MiB)", "**120 %**")
     assert "Peak within the budget: 1 of 2" in table
+
+
+def test_a_cell_whose_process_was_killed_is_not_within_its_budget() -> None:
+    killed = {**measured(20, ratio=1.0, peak_mib=19, speedups={}), "killed_at_cap": True}
+    table = tables.main_table(envelope([killed, CELLS[0]]))
+    assert "**95 % †**" in table
+    assert "Peak within the budget: 1 of 2" in table
+    assert "killed by the kernel" in table
 
 
 def test_an_infeasible_cell_says_what_it_needs() -> None:
