@@ -32,7 +32,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     axes.axhline(WARM_TARGET, color="grey", linestyle="--", linewidth=1, label=f"target {WARM_TARGET}")
     axes.set_xlabel("budget, % of the weights")
     axes.set_ylabel("latency / max(resident, bytes / bandwidth)")
-    axes.set_ylim(bottom=0.9)
+    axes.set_ylim(bottom=min(0.9, *(ratio - 0.03 for points in lines.values() for _, ratio in points)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
     folder.mkdir(parents=True, exist_ok=True)
