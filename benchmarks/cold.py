@@ -25,7 +25,7 @@ from benchmarks.run import MIN_REPEATS, forget_state, open_resident, prepare_all
 FIRST, SECOND, PLAIN = "penstock_first", "penstock", "from_pretrained"
 _WAYS = {FIRST: "penstock", SECOND: "penstock", PLAIN: "plain"}
 MAX_TRIES, GROWTH = 20, 1.1  # measured needs differ from process to process
-LEARNING_PASSES = 4
+LEARNING_PASSES = 4  # three are measured, and the next one plans with what they told
 _DEFAULT_OUT = results.FOLDER / "cold.json"
 
 

@@ -104,7 +104,7 @@ def _rival_median(cells: Sequence[Cell], name: str) -> str:
         speedup = cell.get("speedups", {}).get(name)
         if speedup is not None:
             everywhere.append(speedup)
-            if not cell["arms"][name]["killed_at_cap"]:
+            if not cell["arms"][name]["killed_at_cap"] and not cell["killed_at_cap"]:
                 fitting.append(speedup)
     if not everywhere:
         return ""

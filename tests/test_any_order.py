@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -326,12 +328,12 @@ def test_resident_layers_that_no_pass_has_called_yet_are_in_memory() -> None:
 class Interrupt:
     """Ctrl-C before the `nth` line that this thread executes in the runtime's bookkeeping."""
 
-    def __init__(self, nth: int) -> None:
-        self.left = nth
+    def __init__(self, nth: int, files: Collection[str] = ("pipeline", "executor", "holdings")) -> None:
+        self.left, self.files = nth, files
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
         if event == "call":
-            return self if Path(frame.f_code.co_filename).stem in ("pipeline", "executor", "holdings") else None
+            return self if Path(frame.f_code.co_filename).stem in self.files else None
         if event == "line":
             self.left -= 1
             if self.left == 0:
@@ -354,4 +356,26 @@ def test_an_interrupt_between_any_two_lines_leaves_a_module_that_works(nth: int)
             sys.settrace(before)
         for _ in range(2):
             assert equal(streamed(X), expected)
+    penstock.restore(streamed)
+
+
+@pytest.mark.parametrize("nth", range(1, 240, 6))
+def test_an_interrupt_while_another_budget_is_planned_for_leaves_the_old_one_in_force(nth: int) -> None:
+    resident, streamed = resident_and_streamed(Trap, X, device=AdversarialDevice(nth))
+    stream = penstock.inspect(streamed)
+    old = stream.budget
+    with torch.inference_mode():
+        expected = resident(X)
+        assert equal(streamed(X), expected)
+        before = sys.gettrace()
+        sys.settrace(Interrupt(nth, ("pipeline", "executor", "holdings", "deployment")))
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                stream.budget = old.nbytes + 4096
+        finally:
+            sys.settrace(before)
+        assert equal(streamed(X), expected)
+        assert stream.plan.budget_nbytes == stream.budget.nbytes
+        stream.budget = old.nbytes + 8192
+        assert equal(streamed(X), expected)
     penstock.restore(streamed)

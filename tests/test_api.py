@@ -282,3 +282,17 @@ def test_tables_are_read_by_rows_and_not_loaded() -> None:
         assert [plan.weight_names[index] for index in plan.rows] == ["embed.weight"]
         assert all(equal(module(tokens(seed)), expected[seed]) for seed in range(3))
     penstock.restore(module)
+
+
+def test_an_unmeasured_model_has_as_much_kept_free_for_its_unknown_needs_as_the_budget_allows() -> None:
+    module = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(3))).eval()
+    example = torch.zeros(2, 2048)
+    with pytest.raises(penstock.BudgetInfeasibleError) as refusal:
+        penstock.stream(module, budget="9MiB", example=example)
+    needed = refusal.value.needed_nbytes
+    reserved = []
+    for budget in (needed, needed + (1 << 20), 3 * needed):
+        penstock.stream(module, budget=budget, example=example)
+        reserved.append(penstock.inspect(module).plan.reserve.total_nbytes)
+    assert reserved == [reserved[0], reserved[0] + (1 << 20), reserved[0] + needed]
+    penstock.restore(module)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -83,31 +83,40 @@ class Deployment:
     def install(self, problem: Problem, plan: Plan, device: Device, realigned: frozenset[int]) -> None:
         """Follow `plan` instead of the present one, all of it still to be loaded."""
         self.uninstall()
-        with torch.inference_mode(False):  # a plan made inside a pass outlives the mode that the pass runs in
-            installation = Installation(
-                plan,
-                problem,
-                weights=self._weights,
-                modules={name: module for name, ref in self._modules.items() if (module := ref()) is not None},
-                device=device,
-                storage=FileStorage(self._checkpoint.files, direct=self.storage.direct),
-                realign=realigned,
-            )
-            self.installation, self._closer.pipeline = installation, installation.pipeline
-            self.realigned, self._is_settled = realigned, False
-            self.executor.install(installation.cold, installation.pipeline)
-            self.attachment.follow(self.executor, installation.cold.sites)
-            self.peak_nbytes = max(self.peak_nbytes, plan.prediction.peak_nbytes)
+        try:
+            with torch.inference_mode(False):  # a plan made inside a pass outlives the mode that the pass runs in
+                self.installation = Installation(
+                    plan,
+                    problem,
+                    weights=self._weights,
+                    modules={name: module for name, ref in self._modules.items() if (module := ref()) is not None},
+                    device=device,
+                    storage=FileStorage(self._checkpoint.files, direct=self.storage.direct),
+                    realign=realigned,
+                )
+                self._closer.pipeline = self.installation.pipeline
+                self.realigned, self._is_settled = realigned, False
+                self.executor.install(self.installation.cold, self.installation.pipeline)
+                self.attachment.follow(self.executor, self.installation.cold.sites)
+        except BaseException:  # half of it would count as in force
+            self.uninstall()
+            raise
+        self.peak_nbytes = max(self.peak_nbytes, plan.prediction.peak_nbytes)
 
     def uninstall(self) -> None:
-        """Give the present plan's memory and threads back."""
-        self.attachment.follow(None, ())
-        self.executor.suspend()
-        if self.installation is not None:
-            self._earlier += self.installation.pipeline.stats
-            self.installation.close()
-        self.installation = self._closer.pipeline = None  # or its arena would outlive it
-        self.executor.uninstall()
+        """Give the present plan's memory and threads back; what an interrupt cuts off here is done the next time."""
+        try:
+            self.attachment.follow(None, ())
+            self.executor.suspend()
+        finally:
+            gone, self.installation = self.installation, None
+            if gone is not None:
+                self._earlier += gone.pipeline.stats
+                _surely(gone.close)
+            elif self._closer.pipeline is not None:
+                self._closer.pipeline.close()
+            self._closer.pipeline = None  # or its arena would outlive it
+            self.executor.uninstall()
 
     def settle(self) -> None:
         """After a pass: let resident layers run free once they are loaded."""
@@ -120,8 +129,8 @@ class Deployment:
     @contextlib.contextmanager
     def unfollowed(self) -> Iterator[None]:
         """The module without what streaming hangs on its layers."""
-        self.attachment.follow(None, ())
         try:
+            self.attachment.follow(None, ())
             yield
         finally:
             if self.installation is not None:
@@ -149,6 +158,15 @@ class Deployment:
         self.storage.close()
         if remove_files and self.owned_folder is not None and self.is_own_process:
             shutil.rmtree(self.owned_folder, ignore_errors=True)
+
+
+def _surely(close: Callable[[], None]) -> None:
+    """Call it again where an interrupt cut it off: readers that are half told to end would stay."""
+    try:
+        close()
+    except BaseException:
+        close()
+        raise
 
 
 class _Closer:

@@ -70,21 +70,26 @@ back and asks for them again within a pass: with 8 MiB a ResNet-152 took 200 ins
 
 EAGER_NBYTES = 32 << 20
 EAGER_MAPPED_NBYTES, EAGER_KEPT_NBYTES = 256 << 10, 1 << 20
-"""Below such a budget what the heap keeps matters more than time."""
+"""Below such a budget what the heap keeps matters more than time: these are its limits then."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc
 
 
+def allocator_limits(budget_nbytes: int) -> tuple[int, int]:
+    """For so large a budget: the size from which on blocks are mapped, and how much free space the heap keeps."""
+    if budget_nbytes < EAGER_NBYTES:
+        return EAGER_MAPPED_NBYTES, EAGER_KEPT_NBYTES
+    mapped_nbytes = min(max(budget_nbytes // MAPPED_SHARE, LEAST_MAPPED_NBYTES), MOST_MAPPED_NBYTES)
+    return mapped_nbytes, min(budget_nbytes // KEPT_SHARE, 2**31 - 1)
+
+
 def retain_little(budget_nbytes: int) -> None:
-    """Have glibc's allocator give large blocks back at once; for the whole process, and for good.
+    """Have glibc's allocator give large blocks back at once; for the whole process, the last budget counts.
 
     Left alone, glibc raises the limit with what is freed, up to 32 MiB, so that a pass may take half as much again in
     one process as in the next (57 and 95 MiB of a GPT-2), and no plan can know which.
     """
-    mapped_nbytes = min(max(budget_nbytes // MAPPED_SHARE, LEAST_MAPPED_NBYTES), MOST_MAPPED_NBYTES)
-    kept_nbytes = min(budget_nbytes // KEPT_SHARE, 2**31 - 1)
-    if budget_nbytes < EAGER_NBYTES:
-        mapped_nbytes, kept_nbytes = EAGER_MAPPED_NBYTES, EAGER_KEPT_NBYTES
+    mapped_nbytes, kept_nbytes = allocator_limits(budget_nbytes)
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, mapped_nbytes)
@@ -96,7 +101,7 @@ class Footprint:
 
     Attributes:
         arena_nbytes: tells how much of the arena is in memory: it fills page by page, also between passes.
-        is_measuring: whether `enter` and `leave` do anything; reading the kernel's account takes longer than a layer.
+        is_measuring: whether passes are measured now; reading the kernel's account takes longer than a small layer.
 
     Args:
         held_nbytes: of what the process holds already, this much is about to be given up: the module's own weights.
@@ -108,6 +113,7 @@ class Footprint:
         self._base = self._now() - held_nbytes
         self._left: int | None = None
         self._looked = 0.0
+        self._transient_nbytes = 0  # what a pass takes and gives back at once
         self._begun: Memory | None = None
 
     def _now(self) -> int:
@@ -118,30 +124,48 @@ class Footprint:
     def uncounted(self) -> Iterator[None]:
         """What a process allocates only once, whatever its models, belongs to its baseline: imports, mostly."""
         before = self._now()
-        yield
-        if self._now() > before:
-            return_free_memory()
-            self._base += max(self._now() - before, 0)
+        try:
+            yield
+        finally:
+            if self._now() > before:
+                return_free_memory()
+                self._base += max(self._now() - before, 0)
 
     def leave(self) -> None:
         """Our work ends here for now; what is allocated until `enter` is not ours."""
-        self._left = self._now() if self.is_measuring else None
+        if self.is_measuring:
+            self._left = self._now()
+            self._transient_nbytes = max((self.peak_growth_nbytes() or 0) - (self._left - self._base), 0)
 
     def enter(self, room_nbytes: int) -> None:
         """Our work begins again, with so much room besides the arena.
 
-        Free blocks between used ones pile up in the allocator's heap over passes. Where the last ones came near to
-        filling the room, what is free goes back to the system first; that costs page faults, so not as a habit.
+        Free blocks between used ones pile up in the allocator's heap over passes. Where another such pass would need
+        more than the room, what is free goes back to the system first; that costs page faults, so not as a habit.
         """
-        now = perf_counter()
-        if not self.is_measuring and now < self._looked + LOOK_SECONDS:
+        if self.is_measuring:
+            self._go_on()
+        elif perf_counter() < self._looked + LOOK_SECONDS:
             return
-        self._looked = now
-        if (self.peak_growth_nbytes() or 0) > room_nbytes:
+        self._looked = perf_counter()
+        if self._now() - self._base + self._transient_nbytes > room_nbytes:
             return_free_memory()
+            if not self.is_measuring:  # what does not go back is no free block of ours
+                self._base += max(self._now() - self._base + self._transient_nbytes - room_nbytes, 0)
+        if self.is_measuring:
+            self._begun = read_memory() if reset_peak() else None
+
+    def measure_again(self) -> None:
+        """Another kind of call is to be measured: what was allocated since the last such pass is not ours."""
+        self.is_measuring = True
+        return_free_memory()
+        self._go_on()
         self._begun = read_memory() if reset_peak() else None
-        if self.is_measuring and self._left is not None:
+
+    def _go_on(self) -> None:
+        if self._left is not None:
             self._base += self._foreign_growth_nbytes(self._left)
+        self._left = None  # a pass that is refused must not count it twice
 
     def _foreign_growth_nbytes(self, left: int) -> int:
         """What others have allocated since we left. What was freed was ours first, as a pass's output is."""

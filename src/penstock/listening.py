@@ -14,6 +14,7 @@ from torch import nn
 from penstock.trace import Trace
 
 NOTICEABLE = 0.95
+"""A pass has to be shorter than this part of the known one."""
 
 
 class Clock:

@@ -18,7 +18,7 @@ from penstock.checkpoint import Checkpoint
 from penstock.deployment import Deployment
 from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
-from penstock.footprint import Footprint, return_free_memory
+from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.machine import storage_profile
 from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
 from penstock.runtime.binding import BoundWeight
@@ -42,7 +42,7 @@ WASTE = 20
 """A measured pass that leaves more than this part of the budget unused is worth a new plan."""
 
 _TIMED_PASSES = 3
-"""Passes that are timed; of each layer the shortest time counts, which other work on the machine disturbs least."""
+"""Passes that are timed; of each layer the shortest time counts, if it matters: other work disturbs it least."""
 
 
 class Provision:
@@ -86,15 +86,16 @@ class Provision:
         try:
             if self.admission.primary is not None:
                 self._replan(max(self._room_nbytes(), 0))
-        except BudgetInfeasibleError:
+        except BaseException:
             self.terms = before
             raise
+        retain_little(budget.nbytes)
 
     @property
     def room_nbytes(self) -> int:
         """What a pass may take besides the arena, the margin not touched; all that there is where nothing is known."""
         installation = self.deployment.installation
-        if installation is None:
+        if installation is None or installation.plan.budget_nbytes < MEASURABLE_NBYTES:
             return sys.maxsize
         return installation.plan.reserve.total_nbytes - margin_nbytes(installation.plan.budget_nbytes)
 
@@ -117,10 +118,11 @@ class Provision:
         self.admission.add(signature, trace)
         if grown_nbytes is not None and plan.budget_nbytes >= MEASURABLE_NBYTES:
             overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes
-            self.admission.note_overhead(signature, max(overhead_nbytes, 0))
+            self.admission.note_overhead(signature, max(overhead_nbytes, 1))  # 0 stands for unmeasured
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
-            if spare_nbytes < 0 or (is_learnt and spare_nbytes > plan.budget_nbytes // WASTE):
+            wasted_nbytes = spare_nbytes - self._caution_nbytes()
+            if spare_nbytes < 0 or (is_learnt and wasted_nbytes > plan.budget_nbytes // WASTE):
                 self.admitted, self.is_outgrown = None, True
 
     def learn_anew(self, signature: Signature, trace: Trace) -> None:
@@ -152,7 +154,10 @@ class Provision:
         self.admitted = signature
         if admission.take_to_measure(signature):
             self.learning.setdefault(signature, _TIMED_PASSES)
-        self.footprint.is_measuring = bool(self.learning)
+        if not self.learning:
+            self.footprint.is_measuring = False
+        elif not self.footprint.is_measuring:
+            self.footprint.measure_again()
 
     def _to_realign(self) -> frozenset[int]:
         """Weights whose last bits of a product, or use at all, depend on an aligned address."""
@@ -224,9 +229,12 @@ class Provision:
         caution_nbytes = self._caution_nbytes()
         try:
             self._replan_with(primary, activations_nbytes, caution_nbytes)
+            return
         except BudgetInfeasibleError as error:
+            if not caution_nbytes:
+                raise
             lacking_nbytes = error.needed_nbytes - self.terms.budget.nbytes
-            self._replan_with(primary, activations_nbytes, max(caution_nbytes - lacking_nbytes, 0))
+        self._replan_with(primary, activations_nbytes, max(caution_nbytes - lacking_nbytes, 0))
 
     def _caution_nbytes(self) -> int:
         """What had better be free besides what is known to be needed, if the budget allows it."""

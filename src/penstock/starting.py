@@ -30,7 +30,7 @@ from penstock.terms import Terms
 from penstock.trace import Trace
 
 StrPath = str | os.PathLike[str]
-_BUFFER_READERS = 8
+_BUFFER_READERS = 4
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 

@@ -128,13 +128,13 @@ class Executor:
             )
 
     def _end_pass(self, *, complete: bool) -> None:
+        self._is_torn = True  # until all of this is done
         self.passes += 1
         self.holdings.end_pass()
         used, self._used = self._used, []
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
         if not complete:
-            self._is_torn = True
             self._mend()
         elif self._is_cold:
             states, planned = self._pipeline.states, self._schedule.planned
@@ -147,6 +147,7 @@ class Executor:
             if followed != self._order:
                 self._order = followed
                 self._restart()
+        self._is_torn = False
 
     def _mend(self) -> None:
         """A pass was cut off, perhaps between a layer's begin and the place where its end is seen to: begin anew."""

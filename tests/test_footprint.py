@@ -1,0 +1,145 @@
+"""What a process holds beyond its baseline: whose memory counts as the model's, and when free memory goes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock import footprint
+from penstock.footprint import Footprint, Memory, allocator_limits
+
+MIB = 1 << 20
+
+
+class Process:
+    """A process whose memory the test decides."""
+
+    def __init__(self) -> None:
+        self.used = self.free_in_heap = self.peak = 0
+        self.now = 0.0
+        self.trims = self.resets = 0
+
+    def read(self) -> Memory:
+        held = self.used + self.free_in_heap
+        self.peak = max(self.peak, held)
+        return Memory(held, 0, self.peak)
+
+    def reset(self) -> bool:
+        self.resets += 1
+        self.peak = self.used + self.free_in_heap
+        return True
+
+    def trim(self) -> None:
+        self.trims += 1
+        self.free_in_heap = 0
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Process:
+    made = Process()
+    monkeypatch.setattr(footprint, "read_memory", made.read)
+    monkeypatch.setattr(footprint, "reset_peak", made.reset)
+    monkeypatch.setattr(footprint, "return_free_memory", made.trim)
+    monkeypatch.setattr(footprint, "perf_counter", lambda: made.now)
+    return made
+
+
+def run(process: Process, measured: Footprint, nbytes: int, *, room: int = 1000 * MIB) -> None:
+    """A pass that takes `nbytes` and gives them back."""
+    measured.enter(room)
+    process.used += nbytes
+    process.read()
+    process.used -= nbytes
+
+
+def test_what_a_pass_takes_is_its_peak(process: Process) -> None:
+    measured = Footprint()
+    run(process, measured, 30 * MIB)
+    assert measured.peak_growth_nbytes() == 30 * MIB
+
+
+def test_what_the_owner_allocates_between_passes_is_not_the_models(process: Process) -> None:
+    measured = Footprint()
+    run(process, measured, 30 * MIB)
+    measured.leave()
+    process.used += 500 * MIB
+    run(process, measured, 31 * MIB)
+    assert measured.peak_growth_nbytes() == 31 * MIB
+
+
+def test_nor_what_the_owner_allocates_while_nothing_is_measured(process: Process) -> None:
+    measured = Footprint()
+    run(process, measured, 30 * MIB)
+    measured.leave()
+    measured.is_measuring = False
+    process.used += 500 * MIB
+    run(process, measured, 30 * MIB)
+    measured.leave()
+    measured.enter(1000 * MIB)
+    measured.measure_again()
+    process.used += 40 * MIB
+    assert measured.peak_growth_nbytes() == 40 * MIB
+
+
+def test_a_pass_that_is_refused_does_not_count_the_owners_memory_twice(process: Process) -> None:
+    measured = Footprint()
+    measured.leave()
+    process.used += 100 * MIB
+    measured.enter(1000 * MIB)  # and nothing runs
+    run(process, measured, 10 * MIB)
+    assert measured.peak_growth_nbytes() == 10 * MIB
+
+
+def test_the_heap_is_trimmed_when_another_pass_would_not_have_room(process: Process) -> None:
+    measured = Footprint()
+    run(process, measured, 30 * MIB, room=40 * MIB)
+    measured.leave()
+    measured.is_measuring = False
+    process.now += 1
+    process.free_in_heap = 9 * MIB
+    measured.enter(40 * MIB)
+    assert process.trims == 0
+    process.now += 1
+    process.free_in_heap = 11 * MIB
+    measured.enter(40 * MIB)
+    assert process.trims == 1
+
+
+def test_trimming_is_no_habit_where_the_owner_holds_the_memory(process: Process) -> None:
+    measured = Footprint()
+    run(process, measured, 30 * MIB, room=40 * MIB)
+    measured.leave()
+    measured.is_measuring = False
+    process.used += 500 * MIB
+    for _ in range(5):
+        process.now += 1
+        measured.enter(40 * MIB)
+    assert process.trims == 1
+
+
+def test_memory_is_looked_at_now_and_then_and_the_high_water_mark_left_alone(process: Process) -> None:
+    measured = Footprint()
+    run(process, measured, 30 * MIB)
+    measured.leave()
+    measured.is_measuring = False
+    resets = process.resets
+    process.free_in_heap = 2000 * MIB
+    process.now += footprint.LOOK_SECONDS / 2
+    measured.enter(40 * MIB)
+    assert process.trims == 0
+    process.now += footprint.LOOK_SECONDS
+    measured.enter(40 * MIB)
+    assert process.trims == 1
+    assert process.resets == resets
+
+
+@pytest.mark.parametrize(
+    ("budget", "mapped", "kept"),
+    [
+        (16 * MIB, 256 << 10, MIB),
+        (64 * MIB, 2 * MIB, 32 * MIB),
+        (1024 * MIB, 4 * MIB, 512 * MIB),
+        (1 << 40, 4 * MIB, 2**31 - 1),
+    ],
+)
+def test_allocator_limits_follow_the_budget(budget: int, mapped: int, kept: int) -> None:
+    assert allocator_limits(budget) == (mapped, kept)
