@@ -91,7 +91,7 @@ class Deployment:
                     weights=self._weights,
                     modules={name: module for name, ref in self._modules.items() if (module := ref()) is not None},
                     device=device,
-                    storage=FileStorage(self._checkpoint.files, direct=self.storage.direct),
+                    open_storage=lambda: FileStorage(self._checkpoint.files, direct=self.storage.direct),
                     realign=realigned,
                 )
                 self._closer.pipeline = self.installation.pipeline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -29,17 +29,20 @@ class Installation:
         weights: Sequence[BoundWeight],
         modules: dict[str, nn.Module],
         device: Device,
-        storage: Storage,
+        open_storage: Callable[[], Storage],
         realign: frozenset[int],
     ) -> None:
-        """Take the arena and start the pipeline, which owns `storage` from now on."""
+        """Take the arena and start the pipeline, which owns the storage that it reads from."""
         self.plan, self.problem = plan, problem
+        storage: Storage | None = None
         try:
             arena = device.allocate(plan.arena_nbytes)
             self.cold, self.warm = make_schedule(plan, problem, weights, modules, arena, realign)
+            storage = open_storage()
             self.pipeline = Pipeline(device, arena, storage, self.cold.planned)
         except BaseException:
-            storage.close()
+            if storage is not None:
+                storage.close()
             raise
         self._arena = arena
 
