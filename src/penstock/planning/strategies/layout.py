@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.planning.lifetimes import Use
-from penstock.planning.placement import place_earliest, place_stack, release_moments
+from penstock.planning.ring import place_earliest, place_stack, release_moments
 from penstock.planning.plan import PLAN_VERSION, Load, Plan, Prediction, Slot
 from penstock.planning.problem import Problem
 from penstock.planning.simulate import predict
@@ -14,7 +14,7 @@ from penstock.planning.simulate import predict
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Addresses and release moments (see `placement`) of streamed uses within a region of the arena."""
+    """Addresses and release moments (see `ring`) of streamed uses within a region of the arena."""
 
     uses: Sequence[Use]
     starts: Sequence[int]
