@@ -17,6 +17,7 @@ from torch import nn
 
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.runtime.binding import BoundWeight, FileViews
+from penstock.runtime.events import EventLog
 from penstock.runtime.holdings import Holdings
 from penstock.runtime.passes import NO_GRADIENTS, apart, computing
 from penstock.runtime.pipeline import READY, Pipeline
@@ -35,6 +36,7 @@ class Executor:
     Attributes:
         holdings: which of them are readable.
         passes: passes run.
+        events: where to note passes and layers, if anywhere.
     """
 
     def __init__(self, weights: list[BoundWeight], views: FileViews) -> None:
@@ -52,6 +54,7 @@ class Executor:
         self._schedule: Schedule = _NO_SCHEDULE
         self._order: tuple[int, ...] = ()
         self.passes = 0
+        self.events: EventLog | None = None
 
     def install(self, schedule: Schedule, pipeline: Pipeline) -> None:
         """Follow `schedule` from the next pass on, all of it still to be loaded."""
@@ -105,10 +108,14 @@ class Executor:
                     self._expected = 0
                     self._restart()
                 self._in_pass, self._owner = True, threading.get_ident()
+                if self.events is not None:
+                    self.events.pass_begun()
                 with computing():
                     result = forward(*args, **kwargs)
                 complete = True
             finally:
+                if self.events is not None:
+                    self.events.pass_ended()
                 self._in_pass, self._owner = False, None
                 self._end_pass(complete=complete)
             after()
@@ -176,8 +183,12 @@ class Executor:
                 self._expected = expected + 1
             else:
                 expected = self._depart(site)
+            if self.events is not None:
+                self.events.layer_called(site.module)
             call = self.holdings.hold(schedule.calls[expected])
             self._used.extend(call.loads)
+            if self.events is not None:
+                self.events.layer_begun(site.module)
             return call
         except BaseException:
             self._is_torn = True
@@ -191,6 +202,8 @@ class Executor:
     def end(self, call: BoundCall) -> None:
         """The layer has computed: what no other layer holds becomes unreadable and its space free."""
         try:
+            if self.events is not None:
+                self.events.layer_ended()
             self.holdings.let_go(call.loads, call.last_use)
         except BaseException:
             self._is_torn = True

@@ -21,6 +21,7 @@ from time import perf_counter
 from penstock.checkpoint import WeightSource
 from penstock.errors import PenstockError, StorageError, StreamStateError
 from penstock.runtime.devices.base import Arena, Device, TransferQueue
+from penstock.runtime.events import EventLog, NotedLoad
 from penstock.runtime.storage import Storage
 
 ABSENT, LOADING, READY = 0, 1, 2
@@ -77,6 +78,7 @@ class Pipeline:
         self.states = [ABSENT] * len(self._loads)
         self.held = [0] * len(self._loads)  # layers that compute with it now
         self.stats = PipelineStats()
+        self._events: EventLog | None = None
         self._doomed: set[int] = set()  # in flight, but wanted no more
         self._errors: dict[int, BaseException] = {}
         self._forgiven: set[int] = set()  # in flight, and nobody is to meet its error
@@ -101,6 +103,16 @@ class Pipeline:
             self._order = tuple(load for load in first if self.states[load] == ABSENT or load in self._doomed)
             self._then, self._next = tuple(then), 0
             self._pump()
+
+    def record(self, events: EventLog | None, names: Sequence[str]) -> None:
+        """Note from now on in `events` what happens to loads, which are called `names`; if None, nowhere."""
+        with self._changed:
+            self._events = self._queue.events = events
+            if events is not None:
+                places = zip(names, self._loads, strict=True)
+                noted = [NotedLoad(name, load.extent_end - load.extent_begin, load.resident) for name, load in places]
+                present = [load for load, state in enumerate(self.states) if state != ABSENT]
+                events.plan_taken(noted, present, self.arena.nbytes)
 
     def seek(self, call_order: Sequence[int], keep: Callable[[int], bool]) -> None:
         """Go on with `call_order`, and after it with the order that repeats.
@@ -134,7 +146,11 @@ class Pipeline:
             StorageError, CheckpointError: it could not be read. A later call tries again.
         """
         if self.states[load] != READY:
+            if self._events is not None:
+                self._events.wait_begun(load)
             self._wait(load)
+            if self._events is not None:
+                self._events.wait_ended(load)
         self.held[load] += 1
 
     def release(self, load: int, *, keep: bool = False) -> None:
@@ -161,6 +177,8 @@ class Pipeline:
             for load, state in enumerate(self.states):
                 if state == LOADING:
                     self.states[load] = ABSENT
+                    if self._events is not None:
+                        self._events.place_freed(load)
             self._doomed.clear()
             self._errors.clear()
             self._forgiven.clear()
@@ -231,6 +249,8 @@ class Pipeline:
     def _submit(self, load: int) -> None:
         planned = self._loads[load]
         self.states[load] = LOADING
+        if self._events is not None:
+            self._events.place_taken(load)
         self._in_flight += 1
         self._in_flight_nbytes += planned.source.nbytes
         try:
@@ -238,6 +258,8 @@ class Pipeline:
         except BaseException:
             # An interrupt before the queue had it: as if it had never been begun.
             self.states[load] = ABSENT
+            if self._events is not None:
+                self._events.place_freed(load)
             self._in_flight -= 1
             self._in_flight_nbytes -= planned.source.nbytes
             raise
@@ -248,6 +270,8 @@ class Pipeline:
             self._doomed.add(load)
         elif self.states[load] == READY and not self._loads[load].resident:
             self.states[load] = ABSENT
+            if self._events is not None:
+                self._events.place_freed(load)
             planned = self._loads[load]
             self._device.freed(self.arena, planned.extent_begin, planned.extent_end - planned.extent_begin)
 
@@ -256,6 +280,10 @@ class Pipeline:
             self._in_flight -= 1
             self._in_flight_nbytes -= self._loads[load].source.nbytes
             self.states[load] = ABSENT
+            if self._events is not None:
+                self._events.arrived(load)
+                if error is not None:
+                    self._events.place_freed(load)
             if error is not None:
                 if load not in self._doomed and load not in self._forgiven:
                     self._errors[load] = error
