@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -204,6 +205,20 @@ def test_a_copy_stage_ends_the_reading_and_has_a_track() -> None:
     assert read.end_seconds == copied.begin_seconds
     assert [each.streamed_nbytes for each in tracks.occupancy] == [0, 4096, 0]
     assert spans_of(Recording(log, "staged").to_chrome_trace())["copy"]
+
+
+def test_a_layer_whose_end_was_cut_off_is_not_the_next_passs() -> None:
+    layer = nn.Identity()
+    log = EventLog({id(layer): "layer"})
+    log.pass_begun()
+    log.layer_begun(layer)
+    log.pass_ended()
+    log.pass_begun()
+    log.rows_read(4096, perf_counter() - 0.5)
+    log.pass_ended()
+    tracks = recorded_tracks(log, "cut off")
+    assert [span.name for span in of(tracks, STALLS)] == ["rows of a table"]
+    assert "layer" not in {span.name for span in tracks.spans}
 
 
 def test_what_is_in_the_arena_when_recording_begins_is_counted(streamed: nn.Module) -> None:
