@@ -21,6 +21,7 @@ from penstock.runtime.devices.base import Device
 from penstock.runtime.executor import Executor
 from penstock.runtime.installation import Installation
 from penstock.runtime.pipeline import Pipeline, PipelineStats
+from penstock.runtime.schedule import NO_SCHEDULE
 from penstock.runtime.storage import FileStorage
 
 
@@ -97,7 +98,7 @@ class Deployment:
                 self._closer.pipeline = self.installation.pipeline
                 self.realigned, self._is_settled = realigned, False
                 self.executor.install(self.installation.cold, self.installation.pipeline)
-                self.attachment.follow(self.executor, self.installation.cold.sites)
+                self.attachment.follow(self.executor, self.installation.cold)
         except BaseException:  # half of it would count as in force
             self.uninstall()
             raise
@@ -106,7 +107,7 @@ class Deployment:
     def uninstall(self) -> None:
         """Give the present plan's memory and threads back; what an interrupt cuts off here is done the next time."""
         try:
-            self.attachment.follow(None, ())
+            self.attachment.follow(None, NO_SCHEDULE)
             self.executor.suspend()
         finally:
             gone, self.installation = self.installation, None
@@ -123,19 +124,19 @@ class Deployment:
         installation = self.installation
         if installation is not None and not self._is_settled and not self.executor.is_cold:
             self.executor.settle(installation.warm)
-            self.attachment.follow(self.executor, installation.warm.sites)
+            self.attachment.follow(self.executor, installation.warm)
             self._is_settled = True
 
     @contextlib.contextmanager
     def unfollowed(self) -> Iterator[None]:
         """The module without what streaming hangs on its layers."""
         try:
-            self.attachment.follow(None, ())
+            self.attachment.follow(None, NO_SCHEDULE)
             yield
         finally:
             if self.installation is not None:
                 schedule = self.installation.warm if self._is_settled else self.installation.cold
-                self.attachment.follow(self.executor, schedule.sites)
+                self.attachment.follow(self.executor, schedule)
 
     def stats(self) -> PipelineStats:
         """What all installations did so far."""

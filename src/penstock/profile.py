@@ -27,6 +27,9 @@ MARGIN_NBYTES = 2 << 20
 
 TINY_NBYTES = 32 << 10
 
+SLICE_SECONDS = 1e-4
+"""What each slice of a layer takes beyond its share: hooks, a copy of its part of the result, a kernel's begin."""
+
 MEASURABLE_NBYTES = 8 << 20
 """Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
 
@@ -52,8 +55,14 @@ def make_problem(
         caution_nbytes: what to keep free besides.
     """
     read = {index for call in trace.calls for index in call.reads}
+    sliceable = _sliceable(trace, weights)
     specs = tuple(
-        _weight(weight, index not in read and index in trace.row_counts, trace.row_counts.get(index, 0), profile)
+        _weight(
+            weight,
+            profile,
+            row_count=None if index in read else trace.row_counts.get(index),
+            rows=weight.rows if index in sliceable else 1,
+        )
         for index, weight in enumerate(weights)
     )
     rows = {index for index, spec in enumerate(specs) if spec.rows_only}
@@ -71,7 +80,7 @@ def make_problem(
     storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES)
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
+    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
 
 
 def margin_nbytes(budget_nbytes: int) -> int:
@@ -79,13 +88,24 @@ def margin_nbytes(budget_nbytes: int) -> int:
     return max(budget_nbytes // MARGIN, min(MARGIN_NBYTES, budget_nbytes // 8))
 
 
-def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:
+def _sliceable(trace: Trace, weights: Sequence[BoundWeight]) -> set[int]:
+    """Weights that every call which reads them can compute with slice by slice."""
+    whole: set[int] = set()
+    for position, call in enumerate(trace.calls):
+        parts = [index for index in call.reads if call.module in weights[index].slice_paths]
+        whole |= {index for index in call.reads if index not in parts or len(parts) > 1 or call.last != position}
+    return {index for index, weight in enumerate(weights) if weight.rows > 1} - whole
+
+
+def _weight(weight: BoundWeight, profile: StorageProfile, *, row_count: int | None, rows: int) -> Weight:
+    """What planning knows of `weight`; `row_count` rows of it are looked up and it is not read whole, if not None."""
     source = weight.source
     pieces = coalesced(source.pieces)
     lead = pieces[0].file_offset % BLOCK_NBYTES if pieces else 0
     requests = read_requests(source, lead, block_nbytes=BLOCK_NBYTES, read_nbytes=READ_NBYTES)
-    row_seconds = row_count * profile.request_seconds / 2 if rows_only else 0.0
-    return Weight(weight.name, max(source.nbytes, 1), lead, max(len(requests), 1), rows_only, row_seconds)
+    row_seconds = (row_count or 0) * profile.request_seconds / 2
+    requests_made = max(len(requests), 1)
+    return Weight(weight.name, max(source.nbytes, 1), lead, requests_made, row_count is not None, row_seconds, rows)
 
 
 def _io_nbytes(weights: Sequence[BoundWeight], has_rows: bool) -> int:

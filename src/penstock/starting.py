@@ -20,7 +20,8 @@ from penstock.matching import match
 from penstock.planning import Plan
 from penstock.preview import preview
 from penstock.provision import Provision
-from penstock.runtime.binding import BoundWeight, collect_weights
+from penstock.runtime.binding import BoundWeight
+from penstock.runtime.collecting import collect_weights
 from penstock.runtime.devices.base import Device
 from penstock.runtime.reading import read_weight
 from penstock.runtime.storage import FileStorage

@@ -29,7 +29,8 @@ def test_a_layer_in_slices_is_a_call_around_a_call_for_each_slice() -> None:
     read = [[divided.problem.weights[weight].name for weight in call.reads] for call in divided.problem.calls]
     assert read == [["w0"], ["bias"], ["w1[0:4]"], ["w1[4:8]"], ["w1[8:10]"], ["w0"]]
     assert [call.seconds for call in divided.problem.calls] == pytest.approx([1.0, 0.0, 2.25, 2.25, 1.25, 1.0])
-    assert [origin for origin, _ in divided.calls] == [0, 1, 1, 1, 1, 2]
+    layers = [("outer", None), ("middle", None), ("middle", 1), ("middle", 2), ("middle", 3), ("last", None)]
+    assert list(divided.layers) == layers
 
 
 def test_slices_lie_where_the_weight_lies() -> None:

@@ -44,13 +44,13 @@ class Divided:
     Attributes:
         problem: with a weight for each slice, and a call for each slice of a sliced layer.
         slices: for each of its weights, what it is of the undivided problem.
-        calls: for each of its calls, the call of the undivided problem, and which weight of the divided one is the
+        layers: for each of its calls, the name of the undivided problem's, and which weight of the divided one is the
             slice that it computes with; None where it is no slice of a call.
     """
 
     problem: Problem
     slices: tuple[Slice, ...]
-    calls: tuple[tuple[int, int | None], ...]
+    layers: tuple[tuple[str, int | None], ...]
 
 
 def read_cut(value: object, path: str) -> Cut:
@@ -80,8 +80,8 @@ def divide(problem: Problem, cuts: Sequence[Cut]) -> Divided:
         positions.append(range(len(slices), len(slices) + len(bounds) - 1))
         slices.extend(Slice(index, begin, end) for begin, end in pairwise(bounds))
     weights = [_slice_weight(problem, item, positions[item.weight]) for item in slices]
-    calls, origins = _divide_calls(problem, slices, positions)
-    return Divided(replace(problem, weights=tuple(weights), calls=calls), tuple(slices), origins)
+    calls, layers = _divide_calls(problem, slices, positions)
+    return Divided(replace(problem, weights=tuple(weights), calls=calls), tuple(slices), layers)
 
 
 def finest_extent_nbytes(problem: Problem, weight: int) -> int:
@@ -133,26 +133,26 @@ def _slice_weight(problem: Problem, item: Slice, parts: range) -> Weight:
 
 def _divide_calls(
     problem: Problem, slices: Sequence[Slice], positions: Sequence[range]
-) -> tuple[tuple[Call, ...], tuple[tuple[int, int | None], ...]]:
+) -> tuple[tuple[Call, ...], tuple[tuple[str, int | None], ...]]:
     def parts_of(call: Call) -> range:
         return next((positions[weight] for weight in call.reads if len(positions[weight]) > 1), range(0))
 
     # A call that is divided takes one place for what it holds throughout and one for each slice.
     places = list(accumulate((1 + len(parts_of(call)) for call in problem.calls), initial=0))
     calls: list[Call] = []
-    origins: list[tuple[int, int | None]] = []
-    for index, call in enumerate(problem.calls):
+    layers: list[tuple[str, int | None]] = []
+    for call in problem.calls:
         parts = parts_of(call)
         kept = tuple(positions[weight][0] for weight in call.reads if len(positions[weight]) == 1)
         seconds = 0.0 if parts else call.seconds
         calls.append(Call(call.name, seconds, kept, places[call.last + 1] - 1))
-        origins.append((index, None))
+        layers.append((call.name, None))
         for part in parts:
             share = call.seconds * _share(slices, parts, part) + problem.slice_seconds
             name = f"{call.name}[{slices[part].begin}:{slices[part].end}]"
             calls.append(Call(name, share, (part,), len(calls)))
-            origins.append((index, part))
-    return tuple(calls), tuple(origins)
+            layers.append((call.name, part))
+    return tuple(calls), tuple(layers)
 
 
 def _share(slices: Sequence[Slice], parts: Iterable[int], part: int) -> float:

@@ -20,9 +20,7 @@ from penstock.runtime.binding import BoundWeight, FileViews
 from penstock.runtime.holdings import Holdings
 from penstock.runtime.passes import NO_GRADIENTS, apart, computing
 from penstock.runtime.pipeline import READY, Pipeline
-from penstock.runtime.schedule import BoundCall, Schedule, Site
-
-_NO_SCHEDULE = Schedule((), (), (), (), (), (), ())
+from penstock.runtime.schedule import NO_SCHEDULE, BoundCall, Schedule, Site
 
 
 class Executor:
@@ -49,7 +47,7 @@ class Executor:
         self._used: list[int] = []
         self._is_cold = True
         self._is_torn = False  # an exception has come between any two steps
-        self._schedule: Schedule = _NO_SCHEDULE
+        self._schedule: Schedule = NO_SCHEDULE
         self._order: tuple[int, ...] = ()
         self.passes = 0
 
@@ -63,7 +61,7 @@ class Executor:
 
     def uninstall(self) -> None:
         """Follow nothing, so that nothing keeps an arena in memory."""
-        self._schedule = _NO_SCHEDULE
+        self._schedule = NO_SCHEDULE
         self.__dict__.pop("_pipeline", None)
         self.holdings.uninstall()
 

@@ -15,6 +15,7 @@ from torch import nn
 from penstock.runtime.binding import BoundWeight, FileViews
 from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError, PlannedLoad
 from penstock.runtime.schedule import BoundCall, BoundLoad, Schedule
+from penstock.runtime.slices import WeightSlice
 
 
 class Holdings:
@@ -34,7 +35,7 @@ class Holdings:
         self._weights = weights
         self._by_parameter = {id(weight.parameter): weight for weight in weights}
         self._views = views
-        self._mapped: dict[int, torch.Tensor] = {}
+        self._mapped: dict[BoundWeight | WeightSlice, torch.Tensor] = {}
         self._looked_up: set[int] = set()
         self._early: list[int] = []
         self._loads: tuple[BoundLoad, ...] = ()
@@ -95,7 +96,7 @@ class Holdings:
             if held[other]:
                 weight.bind(loads[other].data)
                 return
-        mapped = self._mapped.get(id(weight))
+        mapped = self._mapped.get(weight)
         if mapped is None:
             weight.unbind()
         else:
@@ -131,19 +132,18 @@ class Holdings:
         self._early = [load for load in self._early if load not in early]
         self.let_go(tuple(early), frozenset())
 
-    def _map(self, weight: BoundWeight) -> None:
-        mapped = self._mapped.get(id(weight))
+    def _map(self, weight: BoundWeight | WeightSlice) -> None:
+        mapped = self._mapped.get(weight)
         if mapped is None:
-            mapped = self._mapped[id(weight)] = self._views.view(weight)
+            mapped = self._mapped[weight] = self._views.view(weight)
             self.mapped_reads += 1
         weight.bind(mapped)
 
     def _unmap(self) -> None:
         if self._mapped:
             mapped, self._mapped = self._mapped, {}
-            for weight in self._weights:
-                if id(weight) in mapped:
-                    weight.unbind()
+            for weight in mapped:
+                weight.unbind()
 
     @contextmanager
     def looking_up(self, parameter: nn.Parameter) -> Iterator[None]:
@@ -173,5 +173,5 @@ class Holdings:
     def suspend(self) -> None:
         """Unbind everything, residents too."""
         self._unmap()
-        for weight in self._weights:
+        for weight in (*self._weights, *(load.weight for load in self._loads)):
             weight.unbind()

@@ -10,7 +10,7 @@ from penstock.planning import Plan, Problem
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Device
 from penstock.runtime.pipeline import Pipeline
-from penstock.runtime.schedule import make_schedule
+from penstock.runtime.schedule import DividedModule, make_schedule
 from penstock.runtime.storage import Storage
 
 
@@ -37,7 +37,8 @@ class Installation:
         storage: Storage | None = None
         try:
             arena = device.allocate(plan.arena_nbytes)
-            self.cold, self.warm = make_schedule(plan, problem, weights, modules, arena, realign)
+            divided = DividedModule.of(problem, plan.cuts, weights, modules, realign)
+            self.cold, self.warm = make_schedule(plan, divided, arena)
             storage = open_storage()
             self.pipeline = Pipeline(device, arena, storage, self.cold.planned)
         except BaseException:
