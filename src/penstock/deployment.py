@@ -20,7 +20,8 @@ from penstock.runtime.binding import BoundWeight, FileViews
 from penstock.runtime.devices.base import Device
 from penstock.runtime.executor import Executor
 from penstock.runtime.installation import Installation
-from penstock.runtime.pipeline import Pipeline, PipelineStats
+from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.pipeline_stats import PipelineStats
 from penstock.runtime.schedule import NO_SCHEDULE
 from penstock.runtime.storage import FileStorage
 

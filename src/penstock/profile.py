@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from penstock.machine import StorageProfile
 from penstock.planning import Call, Problem, Reserve, Storage, Weight
 from penstock.runtime.binding import BoundWeight
-from penstock.runtime.devices.cpu import READ_NBYTES, THREADS
+from penstock.runtime.devices.cpu_queue import READ_NBYTES, THREADS
 from penstock.runtime.requests import bounce_nbytes, coalesced, read_requests
 from penstock.runtime.rows import READERS, SPAN_NBYTES
 from penstock.runtime.storage import BLOCK_NBYTES

@@ -70,7 +70,8 @@ class Executor:
         self._schedule = schedule
         for load in schedule.cold_order:  # a layer that no pass has called yet is not attended to any more
             if schedule.planned[load].resident:
-                schedule.loads[load].weight.bind(schedule.loads[load].data)
+                schedule.loads[load].bind()
+        self._pipeline.follow(schedule.gates)
 
     @property
     def is_cold(self) -> bool:
@@ -103,6 +104,8 @@ class Executor:
                     self._expected = 0
                     self._restart()
                 self._in_pass, self._owner = True, threading.get_ident()
+                if self._is_cold and self._schedule.preloads:
+                    self._preload()
                 with computing():
                     result = forward(*args, **kwargs)
                 complete = True
@@ -132,6 +135,7 @@ class Executor:
         used, self._used = self._used, []
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
+        self._pipeline.next_pass()
         if not complete:
             self._mend()
         elif self._is_cold:
@@ -146,6 +150,12 @@ class Executor:
                 self._order = followed
                 self._restart()
         self._is_torn = False
+
+    def _preload(self) -> None:
+        """Wait until everything is in memory."""
+        for load in self._schedule.cold_order:
+            self._pipeline.hold(load)
+            self._pipeline.release(load, keep=True)
 
     def _mend(self) -> None:
         """A pass was cut off, perhaps between a layer's begin and the place where its end is seen to: begin anew."""
@@ -174,6 +184,8 @@ class Executor:
                 self._expected = expected + 1
             else:
                 expected = self._depart(site)
+            if self._pipeline.pace.is_driven:
+                self._pipeline.begun(expected)
             call = self.holdings.hold(schedule.calls[expected])
             self._used.extend(call.loads)
             return call
@@ -190,6 +202,8 @@ class Executor:
         """The layer has computed: what no other layer holds becomes unreadable and its space free."""
         try:
             self.holdings.let_go(call.loads, call.last_use)
+            if self._pipeline.pace.is_driven:
+                self._pipeline.ended(call.position)
         except BaseException:
             self._is_torn = True
             raise

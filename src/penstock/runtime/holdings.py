@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from penstock.runtime.binding import BoundWeight, FileViews
-from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError, PlannedLoad
+from penstock.runtime.loads import PlannedLoad
+from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError
 from penstock.runtime.schedule import BoundCall, BoundLoad, Schedule
 from penstock.runtime.slices import WeightSlice
 
@@ -66,13 +67,13 @@ class Holdings:
                     missing = (*missing, load)
                     self._map(bound.weight)
                 else:
-                    bound.weight.bind(bound.data)
+                    bound.bind()
                 taken += 1
         except BaseException:
             self.let_go(tuple(load for load in call.loads[:taken] if load not in missing), frozenset())
             raise
         if missing:
-            call = BoundCall(tuple(load for load in call.loads if load not in missing), call.last_use)
+            call = BoundCall(tuple(load for load in call.loads if load not in missing), call.last_use, call.position)
         if self._early:
             self._drop_early(call.loads)
         return call
@@ -91,10 +92,12 @@ class Holdings:
     def _unbind(self, load: int) -> None:
         """The weight of `load` becomes unreadable, unless a layer around this one has it from elsewhere."""
         loads, held = self._loads, self._pipeline.held
+        if loads[load].data is None:
+            return
         weight = loads[load].weight
         for other in loads[load].others:
             if held[other]:
-                weight.bind(loads[other].data)
+                loads[other].bind()
                 return
         mapped = self._mapped.get(weight)
         if mapped is None:
@@ -115,16 +118,17 @@ class Holdings:
 
     def _take_early(self, weight: BoundWeight, coming: tuple[int, ...]) -> bool:
         """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
-        for load in coming:
-            if self._loads[load].weight is weight:
-                try:
-                    self._pipeline.hold(load)
-                except PlaceTakenError:
-                    return False
-                weight.bind(self._loads[load].data)
-                self._early.append(load)
-                return True
-        return False
+        wanted = [load for load in coming if self._loads[load].weight is weight]
+        for taken, load in enumerate(wanted):
+            try:
+                self._pipeline.hold(load)
+            except PlaceTakenError:
+                self.let_go(tuple(wanted[:taken]), frozenset())
+                return False
+        for load in wanted:
+            self._loads[load].bind()
+        self._early.extend(wanted)
+        return bool(wanted)
 
     def _drop_early(self, loads: Collection[int] | None = None) -> None:
         """Let go of those among `loads`, which their own layer holds now; of all if None."""

@@ -9,8 +9,9 @@ from torch import nn
 from penstock.planning import Plan, Problem
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Device
+from penstock.runtime.pacing import make_pace
 from penstock.runtime.pipeline import Pipeline
-from penstock.runtime.schedule import DividedModule, make_schedule
+from penstock.runtime.scheduling import DividedModule, make_schedule
 from penstock.runtime.storage import Storage
 
 
@@ -40,18 +41,21 @@ class Installation:
             divided = DividedModule.of(problem, plan.cuts, weights, modules, realign)
             self.cold, self.warm = make_schedule(plan, divided, arena)
             storage = open_storage()
-            self.pipeline = Pipeline(device, arena, storage, self.cold.planned)
+            staging = device.allocate(plan.staging_nbytes) if plan.staging_nbytes else None
+            pace = make_pace(plan.pacing, self.cold.gates)
+            self.pipeline = Pipeline(device, arena, storage, self.cold.planned, staging=staging, pace=pace)
         except BaseException:
             if storage is not None:
                 storage.close()
             raise
-        self._arena = arena
+        self._arenas = [arena, staging] if staging is not None else [arena]
 
     def arena_nbytes(self) -> int:
-        """How much of the arena is in memory."""
-        return self._arena.resident_nbytes()
+        """How much of arena and staging memory is in memory."""
+        return sum(arena.resident_nbytes() for arena in self._arenas)
 
     def close(self) -> None:
         """End every transfer and thread; the memory goes with the last tensor over it."""
         self.pipeline.close()
-        self._arena.close()
+        for arena in self._arenas:
+            arena.close()

@@ -15,12 +15,13 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
-from penstock.checkpoint import WeightSource
 from penstock.errors import PenstockError, StorageError, StreamStateError
 from penstock.runtime.devices.base import Arena, Device, TransferQueue
+from penstock.runtime.loads import PlannedLoad, conflicts, expected
+from penstock.runtime.pacing import Gates, LockstepPace, Pace
+from penstock.runtime.pipeline_stats import PipelineStats
 from penstock.runtime.storage import Storage
 
 ABSENT, LOADING, READY = 0, 1, 2
@@ -36,33 +37,6 @@ class PlaceTakenError(Exception):
     """A layer that still computes holds the place of the load that is asked for: no plan knows this order of calls."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedLoad:
-    """One load as the pipeline executes it: bytes, address, and the extent of whole blocks that it fills."""
-
-    source: WeightSource
-    offset: int
-    extent_begin: int
-    extent_end: int
-    realign: bool
-    resident: bool = False  # loaded once, never given up
-
-
-@dataclass(slots=True)
-class PipelineStats:
-    """Counters since the pipeline was opened."""
-
-    bytes_read: int = 0
-    stall_seconds: float = 0.0
-    demand_loads: int = 0
-
-    def __iadd__(self, other: PipelineStats) -> PipelineStats:
-        self.bytes_read += other.bytes_read
-        self.stall_seconds += other.stall_seconds
-        self.demand_loads += other.demand_loads
-        return self
-
-
 class Pipeline:
     """Executes loads into one arena. Every public method may be called by any thread but `wait` by one at a time."""
 
@@ -72,6 +46,9 @@ class Pipeline:
         arena: Arena,
         storage: Storage,
         loads: Sequence[PlannedLoad],
+        *,
+        staging: Arena | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._device, self.arena, self._loads = device, arena, tuple(loads)
         self.states = [ABSENT] * len(self._loads)
@@ -80,10 +57,11 @@ class Pipeline:
         self._doomed: set[int] = set()  # in flight, but wanted no more
         self._errors: dict[int, BaseException] = {}
         self._forgiven: set[int] = set()  # in flight, and nobody is to meet its error
-        self._conflicts = _conflicts(self._loads)
+        self._conflicts = conflicts(self._loads)
         self._order: tuple[int, ...] = ()
-        self._next = 0
+        self._next = self._lap = 0
         self._then: tuple[int, ...] = ()
+        self.pace = pace or Pace()
         self._in_flight = 0
         self._in_flight_nbytes = 0
         self._blocked = False  # the next load's place is taken: a release may free it
@@ -91,7 +69,8 @@ class Pipeline:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived)
+        self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived, staging=staging)
+        self._is_staged = staging is not None
 
     def start(self, first: Sequence[int], then: Sequence[int]) -> None:
         """Load in the order `first` once, then in the order `then` again and again. What nobody holds is given up."""
@@ -99,7 +78,9 @@ class Pipeline:
             self._check_open()
             self._discard_unheld(range(len(self._loads)))
             self._order = tuple(load for load in first if self.states[load] == ABSENT or load in self._doomed)
-            self._then, self._next = tuple(then), 0
+            self._then, self._next, self._lap = tuple(then), 0, 0
+            self.pace.restart()
+            self._expect()
             self._pump()
 
     def seek(self, call_order: Sequence[int], keep: Callable[[int], bool]) -> None:
@@ -112,7 +93,36 @@ class Pipeline:
             self._discard_unheld([load for load in range(len(self._loads)) if not keep(load)])
             self._order = tuple(load for load in call_order if self.states[load] == ABSENT or load in self._doomed)
             self._next = 0
+            self.pace.free()
+            self._expect()
             self._pump()
+
+    def begun(self, call: int) -> None:
+        """A call of the schedule begins. In lockstep it waits for all that is under way, then the next cycle begins."""
+        if isinstance(self.pace, LockstepPace) and self.pace.begins_layer(call):
+            self._queue.drain()
+            with self._changed:
+                self._expect()
+                self._pump()
+
+    def ended(self, call: int) -> None:
+        """A call of the schedule has ended."""
+        with self._changed:
+            self.pace.ended(call)
+            if self._blocked:
+                self._pump()
+
+    def follow(self, gates: Gates) -> None:
+        """From the next pass on, calls are those of another schedule of the same plan."""
+        with self._changed:
+            self.pace.set(gates)
+
+    def next_pass(self) -> None:
+        """A pass has ended, and the next one's calls will be told of."""
+        with self._changed:
+            self.pace.next_pass()
+            if self._blocked:
+                self._pump()
 
     def forgive(self) -> None:
         """Forget errors that nobody has met yet: what failed may work by now, and is tried again.
@@ -156,6 +166,7 @@ class Pipeline:
             if self._closed:
                 return
             self._order, self._then, self._next = (), (), 0
+            self._queue.expect((), ())
         self._queue.drain()  # without the lock: readers take it to report
         with self._changed:
             for load, state in enumerate(self.states):
@@ -206,15 +217,25 @@ class Pipeline:
         while self._in_flight_nbytes < IN_FLIGHT_NBYTES or self._in_flight < IN_FLIGHT_LOADS:
             if self._next == len(self._order):
                 self._order, self._next = self._then, 0
+                self._lap += 1
                 if not self._order:
                     break
             load = self._order[self._next]
             if load in self._errors or self.states[load] != ABSENT or self._is_obstructed(load):
                 self._blocked = True
                 break
+            if not self.pace.may_start(load, self._lap):
+                self._blocked = True
+                break
             self._next += 1
             self._submit(load)
         return self._in_flight > 0
+
+    def _expect(self) -> None:
+        """Let a queue with a copy stage know what comes."""
+        if self._is_staged:
+            order, then = self.pace.ahead(self._order, self._then)
+            self._queue.expect(expected(self._loads, order), expected(self._loads, then))
 
     def _is_obstructed(self, load: int) -> bool:
         return any(self.states[other] != ABSENT for other in self._conflicts[load])
@@ -234,7 +255,9 @@ class Pipeline:
         self._in_flight += 1
         self._in_flight_nbytes += planned.source.nbytes
         try:
-            self._queue.submit(load, planned.source, planned.offset, realign=planned.realign)
+            self._queue.submit(
+                load, planned.source, planned.offset, realign=planned.realign, staging_offset=planned.staging_offset
+            )
         except BaseException:
             # An interrupt before the queue had it: as if it had never been begun.
             self.states[load] = ABSENT
@@ -269,20 +292,6 @@ class Pipeline:
             if not self._closed:
                 self._pump()
             self._changed.notify_all()
-
-
-def _conflicts(loads: Sequence[PlannedLoad]) -> list[tuple[int, ...]]:
-    """For each load, the others whose extents overlap its own. O(n log n + overlaps)."""
-    by_begin = sorted(range(len(loads)), key=lambda i: loads[i].extent_begin)
-    found: list[list[int]] = [[] for _ in loads]
-    active: list[int] = []
-    for i in by_begin:
-        active = [j for j in active if loads[j].extent_end > loads[i].extent_begin]
-        for j in active:
-            found[i].append(j)
-            found[j].append(i)
-        active.append(i)
-    return [tuple(sorted(others)) for others in found]
 
 
 def _reraisable(error: BaseException) -> BaseException:
