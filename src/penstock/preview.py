@@ -12,7 +12,7 @@ from penstock.checkpoint import Checkpoint
 from penstock.machine import storage_profile
 from penstock.planning import Plan
 from penstock.profile import MEASURABLE_NBYTES, make_problem
-from penstock.runtime.binding import BoundWeight
+from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
 from penstock.terms import Terms
 from penstock.trace import Trace
@@ -54,6 +54,7 @@ def preview(
         budget_nbytes=terms.budget.nbytes,
         activations_nbytes=needed_nbytes,
         fixed_nbytes=fixed_nbytes,
+        moved=to_realign(weights, store.single_row() | trace.single_row),
         overhead_nbytes=trace.overhead_nbytes if terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
     )
     return kept_plan(problem, terms.strategy)

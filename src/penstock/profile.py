@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from penstock.machine import StorageProfile
 from penstock.planning import Call, Problem, Reserve, Storage, Weight
@@ -43,6 +43,7 @@ def make_problem(
     activations_nbytes: int,
     fixed_nbytes: int,
     overhead_nbytes: int,
+    moved: Collection[int],
     caution_nbytes: int = 0,
 ) -> Problem:
     """The problem that running `trace` within the budget poses.
@@ -52,6 +53,7 @@ def make_problem(
         fixed_nbytes: buffers and parameters that do not stream.
         overhead_nbytes: what a pass was measured to take beyond arena and I/O buffers, activations included; 0 where
             none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead.
+        moved: weights that are moved to an aligned address once they have arrived.
         caution_nbytes: what to keep free besides.
     """
     read = {index for call in trace.calls for index in call.reads}
@@ -62,6 +64,7 @@ def make_problem(
             profile,
             row_count=None if index in read else trace.row_counts.get(index),
             rows=weight.rows if index in sliceable else 1,
+            is_moved=index in moved,
         )
         for index, weight in enumerate(weights)
     )
@@ -77,7 +80,7 @@ def make_problem(
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
     reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes + caution_nbytes)
-    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES)
+    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES, profile.copy_bytes_per_second)
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
@@ -97,15 +100,25 @@ def _sliceable(trace: Trace, weights: Sequence[BoundWeight]) -> set[int]:
     return {index for index, weight in enumerate(weights) if weight.rows > 1} - whole
 
 
-def _weight(weight: BoundWeight, profile: StorageProfile, *, row_count: int | None, rows: int) -> Weight:
+def _weight(
+    weight: BoundWeight, profile: StorageProfile, *, row_count: int | None, rows: int, is_moved: bool
+) -> Weight:
     """What planning knows of `weight`; `row_count` rows of it are looked up and it is not read whole, if not None."""
     source = weight.source
     pieces = coalesced(source.pieces)
     lead = pieces[0].file_offset % BLOCK_NBYTES if pieces else 0
     requests = read_requests(source, lead, block_nbytes=BLOCK_NBYTES, read_nbytes=READ_NBYTES)
     row_seconds = (row_count or 0) * profile.request_seconds / 2
-    requests_made = max(len(requests), 1)
-    return Weight(weight.name, max(source.nbytes, 1), lead, requests_made, row_count is not None, row_seconds, rows)
+    return Weight(
+        weight.name,
+        max(source.nbytes, 1),
+        lead,
+        max(len(requests), 1),
+        rows_only=row_count is not None,
+        row_seconds=row_seconds,
+        rows=rows,
+        is_moved=is_moved,
+    )
 
 
 def _io_nbytes(weights: Sequence[BoundWeight], has_rows: bool) -> int:

@@ -158,6 +158,14 @@ def test_a_stay_may_take_several_loads_that_join_on_blocks(plan: Plan) -> None:
         check(_problem(), _with_load(half, 1, offset=half.loads[1].offset + 512))
 
 
+def test_a_weight_that_is_moved_comes_in_one_load(plan: Plan) -> None:
+    problem = _problem()
+    moved = replace(problem, weights=tuple(replace(weight, is_moved=True) for weight in problem.weights))
+    check(moved, plan)
+    with pytest.raises(PlanError, match="is moved"):
+        check(moved, _in_two(plan, 1024))
+
+
 def test_an_unknown_pacing_is_caught(plan: Plan) -> None:
     with pytest.raises(PlanError, match="pacing"):
         check(_problem(), replace(plan, pacing="whenever"))

@@ -207,6 +207,8 @@ def _check_stays(problem: Problem, plan: Plan) -> Iterable[tuple[int, int, int]]
             if load.first_byte != end or load.offset != loads[0].offset or (end and in_block):
                 _refuse(f"the loads of {weight.name} do not join at byte {end}, on a block")
             end += load.nbytes
+        if weight.is_moved and len(loads) > 1:
+            _refuse(f"{weight.name} is moved once it is there, but comes in {len(loads)} loads")
         if end != weight.nbytes:
             _refuse(f"the loads of {weight.name} bring {end} of its {weight.nbytes} bytes")
     return stays

@@ -28,6 +28,7 @@ class Weight:
         requests: read requests that fetch it.
         rows_only: calls read a few rows of it (an embedding table): it is loaded only if a plan makes it resident;
             otherwise each use costs `row_seconds` of stall.
+        is_moved: its bytes are moved within its place once all of them are there, so one load has to bring them.
         rows: parts of equal size, `nbytes / rows` each, that its layers can compute with one after another; 1 if they
             need all of it at once. See `slicing`.
     """
@@ -39,6 +40,7 @@ class Weight:
     rows_only: bool = False
     row_seconds: float = 0.0
     rows: int = 1
+    is_moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,7 @@ def _read_weight(value: object, path: str) -> Weight:
         rows_only=fields.flag("rows_only"),
         row_seconds=fields.seconds("row_seconds"),
         rows=fields.integer("rows", 1),
+        is_moved=fields.flag("is_moved"),
     )
     fields.finish()
     return weight

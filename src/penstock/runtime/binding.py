@@ -9,7 +9,7 @@ data behind the CPU's dispatch keys.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,6 +112,12 @@ class BoundWeight:
     def unbind(self) -> None:
         """Make the parameter unreadable."""
         self.parameter.data = self.hollow
+
+
+def to_realign(weights: Sequence[BoundWeight], single_row: Collection[int]) -> frozenset[int]:
+    """Weights whose use at all, or last bits of a product with a single row, depend on an aligned address."""
+    moved = {index for index, weight in enumerate(weights) if weight.must_move}
+    return frozenset(moved | {index for index in single_row if weights[index].is_aligned})
 
 
 class GuardedParameters(dict[str, nn.Parameter | None]):
