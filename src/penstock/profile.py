@@ -70,7 +70,13 @@ def make_problem(
     )
     rows = {index for index, spec in enumerate(specs) if spec.rows_only}
     calls = tuple(
-        Call(call.module, call.seconds, tuple(sorted({*call.reads, *(rows & set(call.row_reads))})), call.last)
+        Call(
+            call.module,
+            call.seconds,
+            tuple(sorted({*call.reads, *(rows & set(call.row_reads))})),
+            call.last,
+            _activations_nbytes(call.live_nbytes, trace.activations_nbytes, activations_nbytes),
+        )
         for call in trace.calls
     )
     if overhead_nbytes:
@@ -84,6 +90,13 @@ def make_problem(
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
+
+
+def _activations_nbytes(live_nbytes: int, traced_nbytes: int, planned_nbytes: int) -> int:
+    """What to expect of one call where `planned_nbytes` are kept free for a pass that was traced to take so many."""
+    if not live_nbytes or not traced_nbytes:
+        return planned_nbytes
+    return min(planned_nbytes, live_nbytes * max(planned_nbytes, traced_nbytes) // traced_nbytes)
 
 
 def margin_nbytes(budget_nbytes: int) -> int:

@@ -53,12 +53,14 @@ class Call:
         reads: indices of the weights that it reads.
         last: index of the last call that began before this one ended: its own for a leaf. The weights are held until
             call `last` has ended. Calls nest as a call stack does.
+        activations_nbytes: most bytes that the pass's own tensors hold from its begin to the next call's.
     """
 
     name: str
     seconds: float
     reads: tuple[int, ...]
     last: int
+    activations_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Bytes of the budget that are not for weights."""
+    """Bytes of the budget that are not for weights; of activations the most that any call has."""
 
     activations_nbytes: int
     io_nbytes: int
@@ -119,7 +121,13 @@ class Problem:
         for index, weight in enumerate(self.weights):
             _check_weight(weight, f"weights[{index}] ({weight.name})", self.storage.block_nbytes)
         for index, call in enumerate(self.calls):
-            _check_call(call, f"calls[{index}] ({call.name})", index, len(self.calls), len(self.weights))
+            path = f"calls[{index}] ({call.name})"
+            _check_call(call, path, index, len(self.calls), len(self.weights))
+            if not 0 <= call.activations_nbytes <= self.reserve.activations_nbytes:
+                raise PlanError(
+                    f"{path}.activations_nbytes is {call.activations_nbytes}, outside 0 to the reserve's "
+                    f"{self.reserve.activations_nbytes}: record the pass again"
+                )
         _check_nesting(self.calls)
         _check_slices(self)
 
@@ -195,6 +203,7 @@ def _read_call(value: object, path: str) -> Call:
         seconds=fields.seconds("seconds"),
         reads=fields.items("reads", lambda item, where: as_integer(item, where, 0, MAX_ITEMS)),
         last=fields.integer("last", 0, MAX_ITEMS),
+        activations_nbytes=fields.integer("activations_nbytes", 0),
     )
     fields.finish()
     return call

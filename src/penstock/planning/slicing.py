@@ -145,12 +145,12 @@ def _divide_calls(
         parts = parts_of(call)
         kept = tuple(positions[weight][0] for weight in call.reads if len(positions[weight]) == 1)
         seconds = 0.0 if parts else call.seconds
-        calls.append(Call(call.name, seconds, kept, places[call.last + 1] - 1))
+        calls.append(replace(call, seconds=seconds, reads=kept, last=places[call.last + 1] - 1))
         layers.append((call.name, None))
         for part in parts:
             share = call.seconds * _share(slices, parts, part) + problem.slice_seconds
             name = f"{call.name}[{slices[part].begin}:{slices[part].end}]"
-            calls.append(Call(name, share, (part,), len(calls)))
+            calls.append(Call(name, share, (part,), len(calls), call.activations_nbytes))
             layers.append((call.name, part))
     return tuple(calls), tuple(layers)
 
