@@ -149,8 +149,7 @@ class Deployment:
 
     def stall_seconds(self) -> float:
         """For which layers waited so far."""
-        live = self.installation.pipeline.stats.stall_seconds if self.installation is not None else 0.0
-        return self._earlier.stall_seconds + live
+        return self.stats().stall_seconds
 
     def close(self, *, remove_files: bool) -> None:
         """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""

@@ -11,7 +11,7 @@ from penstock.admission import assumed_trace
 from penstock.checkpoint import Checkpoint
 from penstock.machine import storage_profile
 from penstock.planning import Plan
-from penstock.profile import MEASURABLE_NBYTES, make_problem
+from penstock.profile import make_problem
 from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
 from penstock.terms import Terms
@@ -55,6 +55,6 @@ def preview(
         activations_nbytes=needed_nbytes,
         fixed_nbytes=fixed_nbytes,
         moved=to_realign(weights, store.single_row() | trace.single_row),
-        overhead_nbytes=trace.overhead_nbytes if terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
+        overhead_nbytes=trace.overhead_nbytes,
     )
     return kept_plan(problem, terms.strategy)
