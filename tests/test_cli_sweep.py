@@ -111,7 +111,8 @@ def test_measured_points_are_medians_of_real_passes(
     assert curve.is_timed
     assert curve.strategies == (get("auto").name,)
     measured = [point.budget_nbytes for point in curve.points if point.measured_seconds]
-    assert measured == [curve.budgets[0], curve.budgets[-1]], curve.remarks
+    assert len(measured) == 2, curve.remarks
+    assert measured[-1] == curve.budgets[-1]
 
 
 def test_the_timeline_of_a_plan_is_a_trace_of_its_first_passes(tmp_path: Path, bert: Path) -> None:

@@ -106,10 +106,14 @@ def _measured_curve(
             learn(spec, _roomy(workload.budgets([default])))
             workload = find()
         budgets = workload.budgets(strategies)
-        feasible = [nbytes for nbytes in budgets if nbytes >= min(workload.budgets([default]))]
-        measured = measure_points(spec, spread(feasible), lambda done, total: report("measuring", done, total))
-    chosen = strategies if strategies is None else [*dict.fromkeys([*strategies, default])]
-    return _curve(report, find(), title, budgets, chosen).with_measured(default, *measured)
+        # Not the very least: each process finds out anew what it takes, and one may need a little more than another.
+        safe = [nbytes for nbytes in budgets if nbytes > min(workload.budgets([default]))] or budgets[-1:]
+        measured = measure_points(spec, spread(safe), lambda done, total: report("measuring", done, total))
+    workload = find()
+    least_nbytes = min(workload.budgets(strategies))
+    budgets = [least_nbytes, *(nbytes for nbytes in budgets if nbytes > least_nbytes)]
+    chosen = strategies if strategies is None else [*strategies, default]
+    return _curve(report, workload, title, budgets, chosen).with_measured(default, *measured)
 
 
 def _roomy(budgets: Sequence[int]) -> int:

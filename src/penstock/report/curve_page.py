@@ -42,12 +42,13 @@ zoom out.</p>
 """
 
 
-def save_page(curve: Curve, path: Path) -> None:
+def save_page(curve: Curve, path: str | Path) -> None:
     """Write `curve` as an interactive page to the file `path`.
 
     Raises:
         PenstockError: there is nothing to draw, or plotly is not installed.
     """
+    path = Path(path)
     if not curve.bound():
         raise PenstockError(f"{path}: no strategy has a plan for any of these budgets, so there is nothing to draw")
     objects, io = import_plotly()

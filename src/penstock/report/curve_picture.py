@@ -18,12 +18,13 @@ _DPI = 160
 _ROOM = 1.06  # of the slowest point, so that it does not touch the frame
 
 
-def save_picture(curve: Curve, path: Path) -> None:
+def save_picture(curve: Curve, path: str | Path) -> None:
     """Draw `curve` into the file `path`, whose ending says how: `.png` or `.svg`. The same curve gives the same file.
 
     Raises:
         PenstockError: another ending; nothing to draw; or matplotlib is not installed.
     """
+    path = Path(path)
     if path.suffix not in KINDS:
         raise PenstockError(f"{path}: a picture ends in {' or '.join(KINDS)}")
     if not curve.bound():

@@ -32,7 +32,7 @@ class Recording:
 
     def save(self, path: str | Path) -> None:
         """Write `to_chrome_trace` into a file."""
-        self.tracks().save(Path(path))
+        self.tracks().save(path)
 
 
 def recorded_tracks(log: EventLog, title: str) -> Tracks:

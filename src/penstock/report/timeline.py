@@ -76,9 +76,9 @@ class Tracks:
         about = {"arena_nbytes": self.arena_nbytes, "remarks": list(self.remarks)}
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write `to_chrome_trace` into the file `path`, whole or not at all."""
-        with atomic_write(path) as file:
+        with atomic_write(Path(path)) as file:
             file.write(json.dumps(self.to_chrome_trace()).encode())
 
     def _counter_events(self) -> Iterator[dict[str, Any]]:
