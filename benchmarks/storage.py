@@ -13,7 +13,7 @@ from pathlib import Path
 
 from penstock import Stream
 from penstock.probe import open_probe
-from penstock.runtime.devices.cpu import CpuArena
+from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.runtime.pipeline import READY
 from penstock.runtime.requests import read_requests
 from penstock.runtime.storage import BLOCK_NBYTES

@@ -7,7 +7,8 @@ import threading
 from typing import Any
 
 from penstock.runtime.devices.base import Arena, Completion, TransferQueue
-from penstock.runtime.devices.cpu import CpuArena, CpuDevice
+from penstock.runtime.devices.cpu import CpuDevice
+from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.runtime.storage import Storage
 
 POISON = 0xFF  # NaN in every floating dtype, nonsense in the others
@@ -33,7 +34,9 @@ class AdversarialDevice(CpuDevice):
 
     def open_queue(self, arena: Arena, storage: Storage, done: Completion, **tuning: Any) -> TransferQueue:
         return _HoldingQueue(
-            lambda report: CpuDevice.open_queue(self, arena, storage, report, read_nbytes=self._read_nbytes),
+            lambda report: CpuDevice.open_queue(
+                self, arena, storage, report, **{"read_nbytes": self._read_nbytes, **tuning}
+            ),
             done,
             random.Random(self._random.random()),
         )
@@ -58,10 +61,21 @@ class _HoldingQueue(TransferQueue):
         self._helper = threading.Thread(target=self._let_go, name="penstock-adversary", daemon=True)
         self._helper.start()
 
-    def submit(self, ticket: int, source: Any, offset: int, *, realign: bool = False) -> None:
+    def submit(
+        self,
+        ticket: int,
+        source: Any,
+        offset: int,
+        *,
+        realign: bool = False,
+        staging_offset: int | None = None,
+    ) -> None:
         with self._changed:
             self._running += 1
-        self._inner.submit(ticket, source, offset, realign=realign)
+        self._inner.submit(ticket, source, offset, realign=realign, staging_offset=staging_offset)
+
+    def expect(self, order: Any, then: Any) -> None:
+        self._inner.expect(order, then)
 
     def _hold(self, ticket: int, error: BaseException | None) -> None:
         with self._changed:

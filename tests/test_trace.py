@@ -60,6 +60,7 @@ def changed(path: list[Any], value: Any) -> str:
         changed(["calls", 0, "seconds"], -1),
         changed(["calls", 0, "seconds"], float("nan")),
         changed(["activations_nbytes"], -1),
+        changed(["calls", 0, "live_nbytes"], -1),
         changed(["activations_nbytes"], "many"),
         changed(["single_row"], [3]),
         changed(["row_counts"], [[0, -4]]),
@@ -121,6 +122,16 @@ def test_activations_are_the_tensors_of_the_pass_and_not_its_weights() -> None:
     module = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(4)])
     trace, _ = trace_of(module, X)
     assert 3 * WIDTH * 4 <= trace.activations_nbytes <= 4 * 3 * WIDTH * 4 < weight_nbytes(module)
+
+
+def test_each_layer_knows_what_lives_while_it_runs() -> None:
+    wide = nn.Sequential(nn.Linear(160, 4000), nn.ReLU(), nn.Linear(4000, 160), nn.Linear(160, 160))
+    trace, _ = trace_of(wide, X)
+    live = [call.live_nbytes for call in trace.calls]
+    rows = X.numel() // X.shape[-1]
+    assert live[0] == max(live) == trace.activations_nbytes
+    assert live[0] >= 2 * rows * 4000 * 4  # before and after the activation function
+    assert live[2] < rows * 4000 * 4
 
 
 def test_weights_that_multiply_one_row_are_marked() -> None:

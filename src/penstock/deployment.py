@@ -21,7 +21,9 @@ from penstock.runtime.devices.base import Device
 from penstock.runtime.events import EventLog
 from penstock.runtime.executor import Executor
 from penstock.runtime.installation import Installation
-from penstock.runtime.pipeline import Pipeline, PipelineStats
+from penstock.runtime.pipeline import Pipeline
+from penstock.runtime.pipeline_stats import PipelineStats
+from penstock.runtime.schedule import NO_SCHEDULE
 from penstock.runtime.storage import FileStorage
 
 
@@ -108,7 +110,7 @@ class Deployment:
                     self.installation.record(self.executor.events)
                 self.realigned, self._is_settled = realigned, False
                 self.executor.install(self.installation.cold, self.installation.pipeline)
-                self.attachment.follow(self.executor, self.installation.cold.sites)
+                self.attachment.follow(self.executor, self.installation.cold)
         except BaseException:  # half of it would count as in force
             self.uninstall()
             raise
@@ -117,7 +119,7 @@ class Deployment:
     def uninstall(self) -> None:
         """Give the present plan's memory and threads back; what an interrupt cuts off here is done the next time."""
         try:
-            self.attachment.follow(None, ())
+            self.attachment.follow(None, NO_SCHEDULE)
             self.executor.suspend()
         finally:
             gone, self.installation = self.installation, None
@@ -144,19 +146,19 @@ class Deployment:
         installation = self.installation
         if installation is not None and not self._is_settled and not self.executor.is_cold:
             self.executor.settle(installation.warm)
-            self.attachment.follow(self.executor, installation.warm.sites)
+            self.attachment.follow(self.executor, installation.warm)
             self._is_settled = True
 
     @contextlib.contextmanager
     def unfollowed(self) -> Iterator[None]:
         """The module without what streaming hangs on its layers."""
         try:
-            self.attachment.follow(None, ())
+            self.attachment.follow(None, NO_SCHEDULE)
             yield
         finally:
             if self.installation is not None:
                 schedule = self.installation.warm if self._is_settled else self.installation.cold
-                self.attachment.follow(self.executor, schedule.sites)
+                self.attachment.follow(self.executor, schedule)
 
     def stats(self) -> PipelineStats:
         """What all installations did so far."""
@@ -168,8 +170,7 @@ class Deployment:
 
     def stall_seconds(self) -> float:
         """For which layers waited so far."""
-        live = self.installation.pipeline.stats.stall_seconds if self.installation is not None else 0.0
-        return self._earlier.stall_seconds + live
+        return self.stats().stall_seconds
 
     def close(self, *, remove_files: bool) -> None:
         """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""

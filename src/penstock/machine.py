@@ -17,7 +17,7 @@ from pathlib import Path
 from penstock.cache import cache_dir as cache_dir
 from penstock.cache import read_json, write_json
 from penstock.errors import StorageError
-from penstock.probe import Progress, Rate, fill, measure_rates, open_probe
+from penstock.probe import Progress, Rate, fill, measure_copy, measure_rates, open_probe
 
 KIB, MIB = 2**10, 2**20
 READ_NBYTES = (256 * KIB, 512 * KIB, 1 * MIB, 2 * MIB, 4 * MIB, 8 * MIB)
@@ -28,7 +28,7 @@ _QUICK_ROUNDS, _FULL_ROUNDS = 3, 4
 _OWN_FILE_NBYTES = 64 * MIB  # a checkpoint of this size is measured itself; a smaller one might lie in a drive's cache
 _QUICK_PROBE_NBYTES, _FULL_PROBE_NBYTES = 64 * MIB, 256 * MIB
 _NEARLY = 0.95
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class StorageProfile:
         table: every combination measured.
         measured_at: when, ISO 8601 in UTC.
         direct: whether direct I/O works; if not, reads go through the page cache and leave it again.
+        copy_bytes_per_second: from memory to memory, one thread, as a copy stage would.
     """
 
     bytes_per_second: float
@@ -54,6 +55,7 @@ class StorageProfile:
     table: tuple[Rate, ...]
     measured_at: str
     direct: bool
+    copy_bytes_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def _profile(file: Path, quick: bool, progress: Progress | None) -> StorageProfi
         table=tuple(table),
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         direct=probe.direct,
+        copy_bytes_per_second=measure_copy(rounds=rounds),
     )
 
 
@@ -219,7 +222,7 @@ def _from_json(value: object) -> StorageProfile | None:
         table = tuple(Rate(**row) for row in fields["table"])
         profile = StorageProfile(**{**fields, "table": table})
         counts = [fields[name] for name in ("block_nbytes", "best_read_nbytes", "best_threads")]
-        rates = [fields["bytes_per_second"]]
+        rates = [fields["bytes_per_second"], fields["copy_bytes_per_second"]]
         for row in fields["table"]:
             counts += [row["read_nbytes"], row["threads"]]
             rates += [row["bytes_per_second"]]

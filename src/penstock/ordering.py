@@ -10,7 +10,7 @@ import torch
 from penstock.dryrun import dry_trace
 from penstock.errors import UnsupportedModelError
 from penstock.hub import load_skeleton
-from penstock.runtime.binding import collect_weights
+from penstock.runtime.collecting import collect_weights
 
 
 def execution_order(cls: type, path: str | os.PathLike[str], example: dict[str, Any]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _HUGE_PAGE_NBYTES = 2 << 20
+_COPY_NBYTES = 32 << 20  # beyond what caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +171,14 @@ def fill(descriptor: int, nbytes: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fdatasync(descriptor)
         os.posix_fadvise(descriptor, offset, len(chunk), os.POSIX_FADV_DONTNEED)
+
+
+def measure_copy(*, rounds: int) -> float:
+    """Bytes per second from memory to memory, one thread: the median of `rounds` copies after one that faults pages."""
+    seconds = []
+    with mmap.mmap(-1, _COPY_NBYTES) as source, mmap.mmap(-1, _COPY_NBYTES) as target:
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            target[:] = memoryview(source)
+            seconds.append(time.perf_counter() - began)
+    return _COPY_NBYTES / statistics.median(seconds[1:])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from penstock.machine import StorageProfile
 from penstock.planning import Call, Problem, Reserve, Storage, Weight
 from penstock.runtime.binding import BoundWeight
-from penstock.runtime.devices.cpu import READ_NBYTES, THREADS
+from penstock.runtime.devices.cpu_queue import READ_NBYTES, THREADS
 from penstock.runtime.requests import bounce_nbytes, coalesced, read_requests
 from penstock.runtime.rows import READERS, SPAN_NBYTES
 from penstock.runtime.storage import BLOCK_NBYTES
@@ -27,6 +27,9 @@ MARGIN_NBYTES = 2 << 20
 
 TINY_NBYTES = 32 << 10
 
+SLICE_SECONDS = 1e-4
+"""What each slice of a layer takes beyond its share: hooks, a copy of its part of the result, a kernel's begin."""
+
 MEASURABLE_NBYTES = 8 << 20
 """Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
 
@@ -40,6 +43,7 @@ def make_problem(
     activations_nbytes: int,
     fixed_nbytes: int,
     overhead_nbytes: int,
+    moved: Collection[int],
     caution_nbytes: int = 0,
 ) -> Problem:
     """The problem that running `trace` within the budget poses.
@@ -48,30 +52,52 @@ def make_problem(
         activations_nbytes: what to keep free for a pass's own tensors.
         fixed_nbytes: buffers and parameters that do not stream.
         overhead_nbytes: what a pass was measured to take beyond arena and I/O buffers, activations included; 0 where
-            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead.
+            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead. Below
+            `MEASURABLE_NBYTES` it does not count.
+        moved: weights that are moved to an aligned address once they have arrived.
         caution_nbytes: what to keep free besides.
     """
     read = {index for call in trace.calls for index in call.reads}
+    sliceable = _sliceable(trace, weights)
     specs = tuple(
-        _weight(weight, index not in read and index in trace.row_counts, trace.row_counts.get(index, 0), profile)
+        _weight(
+            weight,
+            profile,
+            row_count=None if index in read else trace.row_counts.get(index),
+            rows=weight.rows if index in sliceable else 1,
+            is_moved=index in moved,
+        )
         for index, weight in enumerate(weights)
     )
     rows = {index for index, spec in enumerate(specs) if spec.rows_only}
     calls = tuple(
-        Call(call.module, call.seconds, tuple(sorted({*call.reads, *(rows & set(call.row_reads))})), call.last)
+        Call(
+            call.module,
+            call.seconds,
+            tuple(sorted({*call.reads, *(rows & set(call.row_reads))})),
+            call.last,
+            _activations_nbytes(call.live_nbytes, trace.activations_nbytes, activations_nbytes),
+        )
         for call in trace.calls
     )
-    if overhead_nbytes:
+    if overhead_nbytes and budget_nbytes >= MEASURABLE_NBYTES:
         bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + margin_nbytes(budget_nbytes)
     else:
         workspace_nbytes = WORKSPACE_NBYTES + activations_nbytes // 2
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
     reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes + caution_nbytes)
-    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES)
+    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES, profile.copy_bytes_per_second)
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES)
+    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
+
+
+def _activations_nbytes(live_nbytes: int, traced_nbytes: int, planned_nbytes: int) -> int:
+    """What to expect of one call where `planned_nbytes` are kept free for a pass that was traced to take so many."""
+    if not live_nbytes or not traced_nbytes:
+        return planned_nbytes
+    return min(planned_nbytes, live_nbytes * max(planned_nbytes, traced_nbytes) // traced_nbytes)
 
 
 def margin_nbytes(budget_nbytes: int) -> int:
@@ -79,13 +105,34 @@ def margin_nbytes(budget_nbytes: int) -> int:
     return max(budget_nbytes // MARGIN, min(MARGIN_NBYTES, budget_nbytes // 8))
 
 
-def _weight(weight: BoundWeight, rows_only: bool, row_count: int, profile: StorageProfile) -> Weight:
+def _sliceable(trace: Trace, weights: Sequence[BoundWeight]) -> set[int]:
+    """Weights that every call which reads them can compute with slice by slice."""
+    whole: set[int] = set()
+    for position, call in enumerate(trace.calls):
+        parts = [index for index in call.reads if call.module in weights[index].slice_paths]
+        whole |= {index for index in call.reads if index not in parts or len(parts) > 1 or call.last != position}
+    return {index for index, weight in enumerate(weights) if weight.rows > 1} - whole
+
+
+def _weight(
+    weight: BoundWeight, profile: StorageProfile, *, row_count: int | None, rows: int, is_moved: bool
+) -> Weight:
+    """What planning knows of `weight`; `row_count` rows of it are looked up and it is not read whole, if not None."""
     source = weight.source
     pieces = coalesced(source.pieces)
     lead = pieces[0].file_offset % BLOCK_NBYTES if pieces else 0
     requests = read_requests(source, lead, block_nbytes=BLOCK_NBYTES, read_nbytes=READ_NBYTES)
-    row_seconds = row_count * profile.request_seconds / 2 if rows_only else 0.0
-    return Weight(weight.name, max(source.nbytes, 1), lead, max(len(requests), 1), rows_only, row_seconds)
+    row_seconds = (row_count or 0) * profile.request_seconds / 2
+    return Weight(
+        weight.name,
+        max(source.nbytes, 1),
+        lead,
+        max(len(requests), 1),
+        rows_only=row_count is not None,
+        row_seconds=row_seconds,
+        rows=rows,
+        is_moved=is_moved,
+    )
 
 
 def _io_nbytes(weights: Sequence[BoundWeight], has_rows: bool) -> int:

@@ -21,7 +21,7 @@ from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.machine import storage_profile
 from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
-from penstock.runtime.binding import BoundWeight
+from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
 from penstock.terms import Terms
 from penstock.trace import Trace
@@ -161,8 +161,7 @@ class Provision:
 
     def _to_realign(self) -> frozenset[int]:
         """Weights whose last bits of a product, or use at all, depend on an aligned address."""
-        moved = {index for index, weight in enumerate(self.weights) if weight.must_move}
-        return frozenset(moved | {index for index in self.admission.single_row if self.weights[index].is_aligned})
+        return to_realign(self.weights, self.admission.single_row)
 
     def _room_nbytes(self) -> int:
         installation = self.deployment.installation
@@ -252,7 +251,8 @@ class Provision:
             budget_nbytes=self.terms.budget.nbytes,
             activations_nbytes=activations_nbytes,
             fixed_nbytes=self.fixed_nbytes,
-            overhead_nbytes=self.admission.overhead_nbytes if self.terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
+            overhead_nbytes=self.admission.overhead_nbytes,
+            moved=self._to_realign(),
             caution_nbytes=caution_nbytes,
         )
         plan = kept_plan(problem, self.terms.strategy)

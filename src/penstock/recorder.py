@@ -56,13 +56,14 @@ _PRODUCTS_OF_ANY_ROWS = {
 
 @dataclass(slots=True, eq=False)
 class _Frame:
-    """One running call of a module."""
+    """One running call of a module; `live_nbytes` is the most that tensors held from its begin to the next one's."""
 
     module: str
     began: float
     order: int
     last: int
     stalled: float
+    live_nbytes: int
     work_seconds: float = 0.0
     reads: set[int] = field(default_factory=set)
     row_reads: set[int] = field(default_factory=set)
@@ -118,7 +119,8 @@ class Recorder(TorchDispatchMode):
 
     def begin(self, module: str) -> None:
         """A module's forward begins."""
-        frame = _Frame(module, perf_counter(), len(self._frames), len(self._frames), self._stalled())
+        order = len(self._frames)
+        frame = _Frame(module, perf_counter(), order, order, self._stalled(), self._live_nbytes)
         self._frames.append(frame)
         self._stack.append(frame)
 
@@ -200,6 +202,8 @@ class Recorder(TorchDispatchMode):
             nbytes = storage.nbytes()
             self._live[key] = nbytes
             self._live_nbytes += nbytes
+            if self._frames:
+                self._frames[-1].live_nbytes = max(self._frames[-1].live_nbytes, self._live_nbytes)
             weakref.finalize(storage, self._freed, key)
             if self._live_nbytes > self.peak_nbytes:
                 self.peak_nbytes = self._live_nbytes
@@ -219,7 +223,7 @@ class Recorder(TorchDispatchMode):
         for frame in self._frames:
             count += bool(frame.reads or frame.row_reads)
             position[frame.order] = count
-        work = self._work_by_layer(layers)
+        work, live_nbytes = self._work_by_layer(layers), self._live_by_layer(layers)
         calls = []
         for index, frame in enumerate(layers):
             following = layers[index + 1] if index + 1 < len(layers) else None
@@ -232,6 +236,7 @@ class Recorder(TorchDispatchMode):
                     tuple(sorted(frame.row_reads - frame.reads)),
                     work[index] if self._counts_work else max(until - frame.began - stall, 0.0),
                     position[frame.last],
+                    live_nbytes[index] + arguments_nbytes,
                 )
             )
         return Trace(
@@ -242,6 +247,16 @@ class Recorder(TorchDispatchMode):
             dict(self._row_counts),
             is_timed,
         )
+
+    def _live_by_layer(self, layers: Sequence[_Frame]) -> list[int]:
+        """The most that tensors held from each layer's begin to the next one's; the first also answers for before."""
+        live_nbytes, layer = [0] * len(layers), 0
+        for frame in self._frames:
+            while layer + 1 < len(layers) and layers[layer + 1].order <= frame.order:
+                layer += 1
+            if layers:
+                live_nbytes[layer] = max(live_nbytes[layer], frame.live_nbytes)
+        return live_nbytes
 
     def _work_by_layer(self, layers: Sequence[_Frame]) -> list[float]:
         """Estimated seconds of each layer, the work of frames without reads given to the layer begun before them."""

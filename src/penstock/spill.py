@@ -14,7 +14,7 @@ from torch import nn
 from penstock.cache import atomic_write
 from penstock.checkpoint import Checkpoint
 from penstock.errors import StorageError, UnsupportedModelError
-from penstock.runtime.binding import dense_stride
+from penstock.runtime.collecting import dense_stride
 from penstock.safetensors_header import TORCH_DTYPES
 
 _ALIGNMENT_NBYTES = 4096

@@ -18,7 +18,8 @@ from penstock.errors import UnsupportedModelError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.matching import match
 from penstock.provision import Provision
-from penstock.runtime.binding import BoundWeight, collect_weights
+from penstock.runtime.binding import BoundWeight
+from penstock.runtime.collecting import collect_weights
 from penstock.runtime.devices.base import Device
 from penstock.runtime.reading import read_weight
 from penstock.runtime.storage import FileStorage

@@ -275,7 +275,8 @@ class Stream:
         if self._deployment.installation is not None:
             index = {id(weight): position for position, weight in enumerate(self.weights)}
             for load in self._deployment.installation.cold.loads:
-                recorder.watch(index[id(load.weight)], load.data)
+                if load.data is not None:
+                    recorder.watch(index[id(load.weight.whole)], load.data)
         forward = heard(recorder, "", self._deployment.attachment.root_layer)
         with listening(recorder, self._deployment.module), recorder:
             result = forward(*args, **kwargs)

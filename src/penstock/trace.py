@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.errors import PlanError
 
-TRACE_VERSION = 3
+TRACE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class TracedCall:
         row_reads: indices of the tables that it looks rows up in.
         seconds: from its begin to the next call's begin.
         last: index of the last call that began before it ended.
+        live_nbytes: most bytes that the pass's own tensors, arguments included, held in that time; 0: not known.
     """
 
     module: str
@@ -28,6 +29,7 @@ class TracedCall:
     row_reads: tuple[int, ...]
     seconds: float
     last: int
+    live_nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def _call(fields: dict[str, Any], weights: int, calls: int) -> TracedCall:
         tuple(_index(i, weights) for i in fields["row_reads"]),
         seconds,
         _index(fields["last"], calls),
+        _at_least_zero(fields["live_nbytes"]),
     )
 
 

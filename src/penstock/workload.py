@@ -13,10 +13,10 @@ from penstock.checkpoint import Checkpoint
 from penstock.machine import StorageProfile, storage_profile
 from penstock.planning import Plan, Problem
 from penstock.planning.strategies import get as get_strategy
-from penstock.profile import MEASURABLE_NBYTES, make_problem
+from penstock.profile import make_problem
 from penstock.report.curve import Curve
 from penstock.report.sweeping import find_budgets, sweep
-from penstock.runtime.binding import BoundWeight
+from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
 from penstock.trace import Trace
 from penstock.tracestore import TraceStore, kept_plan
@@ -30,6 +30,7 @@ class Workload:
         trace: of such a call.
         activations_nbytes: what it needs for its own tensors; 0 where nothing tells.
         fixed_nbytes: buffers and parameters that are in memory anyway.
+        moved: weights that are moved to an aligned address once they have arrived.
     """
 
     trace: Trace
@@ -37,6 +38,7 @@ class Workload:
     storage: StorageProfile
     activations_nbytes: int
     fixed_nbytes: int
+    moved: frozenset[int]
 
     def problem(self, budget_nbytes: int) -> Problem:
         """What running it within the budget poses."""
@@ -47,7 +49,8 @@ class Workload:
             budget_nbytes=budget_nbytes,
             activations_nbytes=self.activations_nbytes,
             fixed_nbytes=self.fixed_nbytes,
-            overhead_nbytes=self.trace.overhead_nbytes if budget_nbytes >= MEASURABLE_NBYTES else 0,
+            overhead_nbytes=self.trace.overhead_nbytes,
+            moved=self.moved,
         )
 
     def plan(self, budget_nbytes: int, strategy: str) -> Plan:
@@ -110,4 +113,6 @@ def find_workload(
         store.put(signature, trace)
     needed_nbytes = trace.activations_nbytes if trace is not None else 0
     storage = storage_profile(checkpoint.files[0].path)
-    return Workload(trace or assumed_trace(module, weights), weights, storage, needed_nbytes, fixed_nbytes)
+    trace = trace or assumed_trace(module, weights)
+    moved = to_realign(weights, store.single_row() | trace.single_row)
+    return Workload(trace, weights, storage, needed_nbytes, fixed_nbytes, moved)

@@ -53,13 +53,13 @@ def test_a_dropped_load_is_caught(plan: Plan) -> None:
 
 
 def test_a_doubled_load_is_caught(plan: Plan) -> None:
-    with pytest.raises(PlanError, match=r"2 loads|holds its space"):
+    with pytest.raises(PlanError, match="do not join"):
         check(_problem(), replace(plan, loads=(plan.loads[0], *plan.loads)))
 
 
 def test_a_swapped_order_is_caught(plan: Plan) -> None:
     first, second, *others = plan.loads
-    with pytest.raises(PlanError, match="comes after it"):
+    with pytest.raises(PlanError, match=r"cannot end before|holds its space"):
         check(_problem(), replace(plan, loads=(second, first, *others)))
 
 
@@ -120,10 +120,13 @@ def test_a_plan_for_another_problem_is_caught(plan: Plan) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weight": 99}, {"weight": -1}, {"first_call": 99}, {"last_call": -1}, {"after_call": 99}, {"after_pass": 1}],
+    [
+        *({"weight": 99}, {"weight": -1}, {"first_call": 99}, {"last_call": -1}, {"after_call": 99}, {"after_pass": 1}),
+        *({"first_byte": -1}, {"first_byte": 1}, {"nbytes": 0}, {"nbytes": 4097}),
+    ],
 )
 def test_indices_out_of_range_are_caught(plan: Plan, changes: dict[str, int]) -> None:
-    with pytest.raises(PlanError, match=r"names weight|serves calls|waits for"):
+    with pytest.raises(PlanError, match=r"names weight|serves calls|waits for|brings bytes"):
         check(_problem(), _with_load(plan, 0, **changes))
 
 
@@ -135,6 +138,52 @@ def test_an_outer_weight_released_before_its_call_ends_is_caught() -> None:
     assert plan.loads[index].last_call == 2
     with pytest.raises(PlanError, match="0 loads over call 0"):
         check(problem, _with_load(plan, index, last_call=1))
+
+
+def _in_two(plan: Plan, at: int) -> Plan:
+    """The first load in two parts."""
+    whole, *others = plan.loads
+    parts = replace(whole, nbytes=at), replace(whole, first_byte=at, nbytes=whole.nbytes - at)
+    return replace(plan, loads=(*parts, *others))
+
+
+def test_a_stay_may_take_several_loads_that_join_on_blocks(plan: Plan) -> None:
+    check(_problem(), _in_two(plan, 1024))
+    with pytest.raises(PlanError, match="do not join"):
+        check(_problem(), _in_two(plan, 1000))
+    half = _in_two(plan, 1024)
+    with pytest.raises(PlanError, match="of its 4096 bytes"):
+        check(_problem(), replace(half, loads=(half.loads[0], *half.loads[2:])))
+    with pytest.raises(PlanError, match=r"do not join|overlaps"):
+        check(_problem(), _with_load(half, 1, offset=half.loads[1].offset + 512))
+
+
+def test_a_weight_that_is_moved_comes_in_one_load(plan: Plan) -> None:
+    problem = _problem()
+    moved = replace(problem, weights=tuple(replace(weight, is_moved=True) for weight in problem.weights))
+    check(moved, plan)
+    with pytest.raises(PlanError, match="is moved"):
+        check(moved, _in_two(plan, 1024))
+
+
+def test_an_unknown_pacing_is_caught(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="pacing"):
+        check(_problem(), replace(plan, pacing="whenever"))
+
+
+def test_staging_counts_and_its_addresses_lie_within(plan: Plan) -> None:
+    roomy = replace(_problem(), budget_nbytes=6 * 4096)
+    staged = replace(plan, budget_nbytes=6 * 4096, staging_nbytes=4096)
+    counted = replace(staged, prediction=replace(plan.prediction, peak_nbytes=6 * 4096))
+    check(roomy, counted)
+    with pytest.raises(PlanError, match="peak"):
+        check(roomy, staged)
+    with pytest.raises(PlanError, match="staging"):
+        check(roomy, replace(counted, staging_nbytes=4097))
+    with pytest.raises(PlanError, match="past the staging memory"):
+        check(roomy, _with_load(counted, 0, staging_offset=512))
+    with pytest.raises(PlanError, match="congruent"):
+        check(roomy, _with_load(counted, 0, staging_offset=7))
 
 
 def _earlier(load: Load, call_count: int) -> Load | None:

@@ -76,7 +76,7 @@ def test_every_field_is_validated_and_named(edit: str) -> None:
 @pytest.mark.parametrize(
     ("path", "field", "edit"),
     [
-        ("plan", "version", "2"),
+        ("plan", "version", "3"),
         ("plan.loads[0]", "weight", "8"),
         ("plan.loads[0]", "first_call", "8"),
         ("plan.loads[0]", "after_call", "8"),

@@ -29,6 +29,10 @@ NAN = float("nan")
 BAD_PARTS = [
     ("bytes_per_second", {"storage": Storage(0.0, 0.0)}),
     ("bytes_per_second", {"storage": Storage(NAN, 0.0)}),
+    ("bytes_per_second", {"storage": Storage(1e18, 0.0)}),
+    ("copy_bytes_per_second", {"storage": Storage(1.0, 0.0, 512, 0.0)}),
+    ("copy_bytes_per_second", {"storage": Storage(1.0, 0.0, 512, NAN)}),
+    ("slice_seconds", {"slice_seconds": -1.0}),
     ("request_seconds", {"storage": Storage(1.0, -1.0)}),
     ("block_nbytes", {"storage": Storage(1.0, 0.0, 0)}),
     ("budget_nbytes", {"budget_nbytes": 0}),
@@ -43,6 +47,9 @@ BAD_PARTS = [
     (r"calls\[1\].*last", {"calls": (Call("c", 0.1, (), 0), Call("d", 0.1, (), 0))}),
     (r"calls\[0\].*reads", {"calls": (Call("c", 0.1, (2,), 0),)}),
     (r"calls\[0\].*reads", {"calls": (Call("c", 0.1, (1, 1), 0),)}),
+    (r"weights\[0\].*rows", {"weights": (Weight("w0", 10, rows=3), Weight("w1", 1))}),
+    (r"weights\[0\].*rows", {"weights": (Weight("w0", 10, rows=0), Weight("w1", 1))}),
+    (r"calls\[0\].*activations_nbytes", {"calls": (Call("c", 0.1, (), 0, 1),)}),
     (r"calls\[1\].*nest", {"calls": (Call("c", 0.1, (), 1), Call("d", 0.1, (), 2), Call("e", 0.1, (), 2))}),
 ]
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import penstock
 from penstock.checkpoint import Checkpoint
-from penstock.runtime.binding import FileViews, collect_weights, unreadable
+from penstock.runtime.binding import FileViews, unreadable
+from penstock.runtime.collecting import collect_weights
 
 from ..streaming import WIDTH, counted_memory, stream_tightly  # noqa: TID252
 from ..zoo import Block, X  # noqa: TID252

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from penstock.checkpoint import FileIdentity, Piece, WeightSource
 from penstock.errors import StorageError, StreamStateError
-from penstock.runtime.devices.base import Device
+from penstock.runtime.devices.base import Device, TransferQueue
 from penstock.runtime.devices.cpu import CpuDevice
 from penstock.runtime.events import EventLog, Kind
-from penstock.runtime.pipeline import ABSENT, LOADING, READY, Pipeline, PlaceTakenError, PlannedLoad
+from penstock.runtime.loads import PlannedLoad
+from penstock.runtime.pacing import Gates, LockstepPace, Pace, PlannedPace
+from penstock.runtime.pipeline import ABSENT, LOADING, READY, Pipeline, PlaceTakenError
 from penstock.runtime.storage import FileStorage
 
 from ..adversary import AdversarialDevice  # noqa: TID252
@@ -33,21 +36,26 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(weight: int, place: int, *, resident: bool = False) -> PlannedLoad:
-    """Block number `weight` of the file, at block number `place` of the arena."""
+def load(weight: int, place: int, *, resident: bool = False, staged: int | None = None) -> PlannedLoad:
+    """Block number `weight` of the file, at block number `place` of the arena, by way of block `staged` of staging."""
     source = WeightSource("uint8", (BLOCK,), (Piece(0, weight * BLOCK, BLOCK, 0),))
-    return PlannedLoad(source, place * BLOCK, place * BLOCK, (place + 1) * BLOCK, False, resident)
+    staging_offset = None if staged is None else staged * BLOCK
+    return PlannedLoad(source, place * BLOCK, place * BLOCK, (place + 1) * BLOCK, False, resident, staging_offset)
 
 
 class Opened:
     """A pipeline over the file, and what lies in its arena."""
 
-    def __init__(self, file: Path, loads: list[PlannedLoad], device: Device | None = None) -> None:
+    def __init__(
+        self, file: Path, loads: list[PlannedLoad], device: Device | None = None, pace: Pace | None = None
+    ) -> None:
         device = device or CpuDevice()
         self.loads = loads
         self.arena = device.allocate(max(load.extent_end for load in loads))
         self.storage = FileStorage([FileIdentity.of(file)])
-        self.pipeline = Pipeline(device, self.arena, self.storage, loads)
+        staged = [load.staging_offset for load in loads if load.staging_offset is not None]
+        staging = device.allocate(max(staged) + BLOCK) if staged else None
+        self.pipeline = Pipeline(device, self.arena, self.storage, loads, staging=staging, pace=pace)
 
     def has_its_bytes(self, index: int) -> bool:
         place = self.loads[index]
@@ -231,11 +239,12 @@ def test_closing_joins_every_thread_and_tells_who_still_waits(file: Path) -> Non
     places=st.lists(st.integers(0, 3), min_size=2, max_size=WEIGHTS),
     walk=st.lists(st.tuples(st.integers(0, WEIGHTS - 1), st.booleans()), max_size=30),
     seed=st.integers(0, 99),
+    staged=st.lists(st.sampled_from([None, 0, 1, 2]), min_size=WEIGHTS, max_size=WEIGHTS),
 )
 def test_whatever_is_asked_for_in_whatever_order_holds_its_own_bytes(
-    file: Path, places: list[int], walk: list[tuple[int, bool]], seed: int
+    file: Path, places: list[int], walk: list[tuple[int, bool]], seed: int, staged: list[int | None]
 ) -> None:
-    loads = [load(weight, place) for weight, place in enumerate(places)]
+    loads = [load(weight, place, staged=staged[weight]) for weight, place in enumerate(places)]
     order = range(len(loads))
     with Opened(file, loads, AdversarialDevice(seed)) as opened:
         opened.pipeline.start(order, order)
@@ -248,3 +257,87 @@ def test_whatever_is_asked_for_in_whatever_order_holds_its_own_bytes(
             present = [loads[i].offset for i in order if opened.pipeline.states[i] != ABSENT]
             assert len(set(present)) == len(present), "two loads in one place"
             opened.pipeline.release(index)
+
+
+class CountingDevice(CpuDevice):
+    """The CPU, and which transfers were submitted, in order."""
+
+    def __init__(self) -> None:
+        self.submitted: list[int] = []
+
+    def open_queue(self, *args: Any, **kwargs: Any) -> TransferQueue:
+        queue = super().open_queue(*args, **kwargs)
+        submit = queue.submit
+
+        def counted(ticket: int, *args: Any, **kwargs: Any) -> None:
+            self.submitted.append(ticket)
+            submit(ticket, *args, **kwargs)
+
+        queue.submit = counted  # type: ignore[method-assign]
+        return queue
+
+
+def test_a_planned_load_starts_when_the_call_that_it_follows_has_ended(file: Path) -> None:
+    device = CountingDevice()
+    gates = Gates({1: (0, 0), 2: (1, 0), 0: (2, -1)}, {})
+    with Opened(file, [load(0, 0), load(1, 1), load(2, 2)], device, PlannedPace(gates)) as opened:
+        pipeline = opened.pipeline
+        for _ in range(3):
+            if not device.submitted:
+                pipeline.start([0, 1, 2], [0, 1, 2])
+            for call in range(3):
+                assert device.submitted[-1] == call, "too early, or too late"
+                pipeline.hold(call)
+                assert opened.has_its_bytes(call)
+                pipeline.release(call)
+                assert device.submitted[-1] == call
+                pipeline.ended(call)
+            pipeline.ended(None)
+        assert pipeline.stats.demand_loads == 0
+
+
+def test_a_planned_load_that_is_asked_for_earlier_comes(file: Path) -> None:
+    with Opened(file, [load(0, 0), load(1, 1)], pace=PlannedPace(Gates({1: (0, 0)}, {}))) as opened:
+        opened.pipeline.start([0, 1], [0, 1])
+        opened.pipeline.hold(1)
+        assert opened.has_its_bytes(1)
+        assert opened.pipeline.stats.demand_loads == 1
+
+
+def test_in_lockstep_a_layer_computes_while_the_next_is_copied_and_no_more(file: Path) -> None:
+    device = CountingDevice()
+    loads = [load(index, index % 2, staged=index % 2) for index in range(4)]
+    pace = LockstepPace(Gates({}, {call: (call,) for call in range(4)}))
+    with Opened(file, loads, device, pace) as opened:
+        pipeline = opened.pipeline
+        pipeline.start(range(4), range(4))
+        for layer in range(12):
+            pipeline.begun(layer % 4)
+            assert len(device.submitted) == layer + 2
+            assert pipeline.states[layer % 4] == READY, "the cycle before had not ended"
+            pipeline.hold(layer % 4)
+            assert opened.has_its_bytes(layer % 4)
+            pipeline.release(layer % 4)
+        assert pipeline.stats.demand_loads == 0
+
+
+def test_staging_is_read_ahead_while_the_arena_is_full(file: Path) -> None:
+    loads = [load(0, 0, staged=0), load(1, 0, staged=1), load(2, 0, staged=2)]
+    storage_reads = threading.Semaphore(0)
+
+    class Told(FileStorage):
+        def read(self, *args: Any) -> None:
+            super().read(*args)
+            storage_reads.release()
+
+    device = CpuDevice()
+    arena, staging = device.allocate(BLOCK), device.allocate(3 * BLOCK)
+    pipeline = Pipeline(device, arena, Told([FileIdentity.of(file)]), loads, staging=staging)
+    pipeline.start([0, 1, 2], [0, 1, 2])
+    pipeline.hold(0)
+    for _ in range(3):  # more than the arena has room for
+        assert storage_reads.acquire(timeout=60)
+    assert [pipeline.states[index] for index in (1, 2)] == [ABSENT, ABSENT]
+    pipeline.release(0)
+    pipeline.hold(1)
+    pipeline.close()

@@ -6,6 +6,8 @@ than planning may be clever.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NoReturn
 
@@ -13,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import PlanError
-from penstock.planning.plan import Plan
+from penstock.planning.plan import Load, Plan
 from penstock.planning.problem import Problem
+from penstock.planning.slicing import divide
 
 _Ints = npt.NDArray[np.int64]
 _PAIRS_AT_ONCE = 1 << 20
@@ -26,6 +29,10 @@ def check(problem: Problem, plan: Plan) -> None:
     Raises:
         PlanError: with the first violation found.
     """
+    _check_cuts(problem, plan)
+    divided = divide(problem, plan.cuts).problem
+    _check_slices(problem, plan, divided)
+    problem = divided
     _check_identity(problem, plan)
     _check_indices(problem, plan)
     _check_budget(problem, plan)
@@ -36,9 +43,37 @@ def check(problem: Problem, plan: Plan) -> None:
     _check_space(problem, plan, starts, ends)
 
 
+def _check_cuts(problem: Problem, plan: Plan) -> None:
+    """Every cut lies within a weight that can be cut."""
+    for cut in plan.cuts:
+        if not 0 <= cut.weight < len(problem.weights):
+            _refuse(f"the plan cuts weight {cut.weight} of {len(problem.weights)}")
+        weight = problem.weights[cut.weight]
+        if not cut.rows or sorted(set(cut.rows)) != list(cut.rows) or cut.rows[0] < 1 or cut.rows[-1] >= weight.rows:
+            _refuse(f"{weight.name}, which has {weight.rows} rows that can be apart, is cut at {cut.rows}")
+    if len({cut.weight for cut in plan.cuts}) != len(plan.cuts):
+        _refuse("the plan cuts a weight twice")
+
+
+def _check_slices(problem: Problem, plan: Plan, divided: Problem) -> None:
+    """Slices are their weights' bytes, all of them, in the same places in storage, and are read as often."""
+    rows_of = {cut.weight: cut.rows for cut in plan.cuts}
+    reads = Counter(weight for call in problem.calls for weight in call.reads)
+    expected = []
+    for index, weight in enumerate(problem.weights):
+        row_nbytes = weight.nbytes // weight.rows
+        for begin, end in pairwise((0, *rows_of.get(index, ()), weight.rows)):
+            in_block = (weight.offset_in_block + begin * row_nbytes) % problem.storage.block_nbytes
+            expected.append(((end - begin) * row_nbytes, in_block, reads[index]))
+    slice_reads = Counter(weight for call in divided.calls for weight in call.reads)
+    found = [(item.nbytes, item.offset_in_block, slice_reads[index]) for index, item in enumerate(divided.weights)]
+    if found != expected:
+        _refuse("the slices of a weight are not all of it")
+
+
 def _check_identity(problem: Problem, plan: Plan) -> None:
-    if plan.version != 1:
-        _refuse(f"the plan's version is {plan.version}, not 1")
+    if plan.version != 2:
+        _refuse(f"the plan's version is {plan.version}, not 2")
     if plan.problem_fingerprint != problem.fingerprint:
         _refuse(f"the plan is for {plan.problem_fingerprint!r}, not for {problem.fingerprint!r}")
     if plan.weight_names != tuple(weight.name for weight in problem.weights):
@@ -59,6 +94,14 @@ def _check_indices(problem: Problem, plan: Plan) -> None:
             _refuse(f"loads[{index}] serves calls {load.first_call} to {load.last_call} of {len(calls)}")
         if load.after_pass not in (-1, 0) or not -1 <= load.after_call < len(calls):
             _refuse(f"loads[{index}] waits for call {load.after_call} of pass {load.after_pass}")
+        if (
+            load.first_byte < 0
+            or load.nbytes < 1
+            or load.first_byte + load.nbytes > problem.weights[load.weight].nbytes
+        ):
+            _refuse(f"loads[{index}] brings bytes {load.first_byte} to {load.first_byte + load.nbytes} of its weight")
+    if plan.pacing not in ("eager", "planned", "lockstep", "preload"):
+        _refuse(f"the plan's pacing is {plan.pacing!r}")
 
 
 def _check_budget(problem: Problem, plan: Plan) -> None:
@@ -66,40 +109,47 @@ def _check_budget(problem: Problem, plan: Plan) -> None:
         _refuse("the plan is for another budget or reserve than the problem's")
     reserve = plan.reserve
     reserve_nbytes = reserve.activations_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
-    if plan.arena_nbytes < 0 or plan.arena_nbytes + reserve_nbytes > problem.budget_nbytes:
+    taken_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve_nbytes
+    if min(plan.arena_nbytes, plan.staging_nbytes) < 0 or taken_nbytes > problem.budget_nbytes:
         _refuse(
-            f"an arena of {plan.arena_nbytes} bytes and a reserve of {reserve_nbytes} do not fit the budget of "
-            f"{problem.budget_nbytes}"
+            f"an arena of {plan.arena_nbytes} bytes, staging of {plan.staging_nbytes} and a reserve of "
+            f"{reserve_nbytes} do not fit the budget of {problem.budget_nbytes}"
         )
-    if plan.prediction.peak_nbytes < plan.arena_nbytes + reserve_nbytes:
+    if plan.prediction.peak_nbytes < taken_nbytes:
         _refuse(f"the predicted peak of {plan.prediction.peak_nbytes} bytes leaves out part of arena and reserve")
 
 
 def _extents(problem: Problem, plan: Plan) -> tuple[_Ints, _Ints]:
     """First and past-the-end byte of what each item occupies, whole blocks: residents first, then loads."""
-    block = problem.storage.block_nbytes
-    starts, ends = [], []
-    for index, offset in _places(plan):
-        weight = problem.weights[index]
-        if offset < 0 or offset % block != weight.offset_in_block:
-            _refuse(f"{weight.name} at {offset} is not congruent to {weight.offset_in_block} modulo {block}")
-        start = offset // block * block
-        end = (offset + weight.nbytes + block - 1) // block * block
-        if end > plan.arena_nbytes:
-            _refuse(f"{weight.name} ends at {end}, past the arena's {plan.arena_nbytes} bytes")
-        starts.append(start)
-        ends.append(end)
+    places = [(slot.weight, slot.offset, 0, problem.weights[slot.weight].nbytes) for slot in plan.resident]
+    places += [(load.weight, load.offset, load.first_byte, load.nbytes) for load in plan.loads]
+    spans = [_span(problem, *place, plan.arena_nbytes, "the arena") for place in places]
+    for load in plan.loads if plan.staging_nbytes else ():
+        staged = load.weight, load.staging_offset, load.first_byte, load.nbytes
+        _span(problem, *staged, plan.staging_nbytes, "the staging memory")
+    starts, ends = zip(*spans, strict=True) if spans else ((), ())
     return np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
 
 
-def _places(plan: Plan) -> list[tuple[int, int]]:
-    """Weight and offset of each item in the arena: residents first, then loads."""
-    return [(slot.weight, slot.offset) for slot in plan.resident] + [(load.weight, load.offset) for load in plan.loads]
+def _span(
+    problem: Problem, index: int, offset: int, first_byte: int, nbytes: int, limit_nbytes: int, what: str
+) -> tuple[int, int]:
+    """The whole blocks that bytes of a weight take whose first byte is, or would be, at `offset`."""
+    block = problem.storage.block_nbytes
+    weight = problem.weights[index]
+    if offset < 0 or offset % block != weight.offset_in_block:
+        _refuse(f"{weight.name} at {offset} is not congruent to {weight.offset_in_block} modulo {block}")
+    start = (offset + first_byte) // block * block
+    end = (offset + first_byte + nbytes + block - 1) // block * block
+    if end > limit_nbytes:
+        _refuse(f"{weight.name} ends at {end}, past {what} of {limit_nbytes} bytes")
+    return start, end
 
 
 def _check_residents(plan: Plan, starts: _Ints, ends: _Ints) -> None:
     count = len(plan.resident)
-    names = [plan.weight_names[weight] for weight, _ in _places(plan)]
+    weights = [*(slot.weight for slot in plan.resident), *(load.weight for load in plan.loads)]
+    names = [plan.weight_names[weight] for weight in weights]
     by_start = sorted(range(count), key=lambda index: starts[index])
     for before, after in pairwise(by_start):
         if ends[before] > starts[after]:
@@ -111,14 +161,15 @@ def _check_residents(plan: Plan, starts: _Ints, ends: _Ints) -> None:
 
 
 def _check_order(problem: Problem, plan: Plan) -> None:
-    for index, (before, after) in enumerate(pairwise(plan.loads)):
-        if before.first_call > after.first_call:
-            _refuse(f"loads[{index + 1}] is needed before loads[{index}], but comes after it")
+    """Loads come one after another, so what one waits for has to end before those behind it are needed."""
+    latest, waiting = -1, -1
     for index, load in enumerate(plan.loads):
-        if load.after_pass == 0 and load.after_call >= load.first_call:
+        if load.after_pass == 0 and load.after_call > latest:
+            latest, waiting = load.after_call, index
+        if latest >= load.first_call:
             _refuse(
-                f"loads[{index}] of {plan.weight_names[load.weight]} waits for call {load.after_call}, "
-                f"which cannot end before call {load.first_call} has got it"
+                f"loads[{waiting}] of {plan.weight_names[plan.loads[waiting].weight]} waits for call {latest}, "
+                f"which cannot end before call {load.first_call} has got loads[{index}]"
             )
 
 
@@ -132,8 +183,8 @@ def _check_coverage(problem: Problem, plan: Plan) -> None:
         if not problem.weights[weight].rows_only:
             _refuse(f"{problem.weights[weight].name} is planned to be read by rows, but calls read all of it")
     intervals: dict[int, list[tuple[int, int]]] = {}
-    for load in plan.loads:
-        intervals.setdefault(load.weight, []).append((load.first_call, load.last_call))
+    for weight, first_call, last_call in _check_stays(problem, plan):
+        intervals.setdefault(weight, []).append((first_call, last_call))
     available = set(fixed)
     for index, call in enumerate(problem.calls):
         for weight in call.reads:
@@ -142,6 +193,25 @@ def _check_coverage(problem: Problem, plan: Plan) -> None:
             covering = sum(first <= index and last >= call.last for first, last in intervals.get(weight, []))
             if covering != 1:
                 _refuse(f"{problem.weights[weight].name} has {covering} loads over call {index} ({call.name}), not one")
+
+
+def _check_stays(problem: Problem, plan: Plan) -> Iterable[tuple[int, int, int]]:
+    """Weight, first and last call of each stay, whose loads bring all of the weight to one place."""
+    stays: dict[tuple[int, int, int], list[Load]] = {}
+    for load in plan.loads:
+        stays.setdefault((load.weight, load.first_call, load.last_call), []).append(load)
+    for (index, *_), loads in stays.items():
+        weight, end = problem.weights[index], 0
+        for load in sorted(loads, key=lambda load: load.first_byte):
+            in_block = (weight.offset_in_block + load.first_byte) % problem.storage.block_nbytes
+            if load.first_byte != end or load.offset != loads[0].offset or (end and in_block):
+                _refuse(f"the loads of {weight.name} do not join at byte {end}, on a block")
+            end += load.nbytes
+        if weight.is_moved and len(loads) > 1:
+            _refuse(f"{weight.name} is moved once it is there, but comes in {len(loads)} loads")
+        if end != weight.nbytes:
+            _refuse(f"the loads of {weight.name} bring {end} of its {weight.nbytes} bytes")
+    return stays
 
 
 def _check_space(problem: Problem, plan: Plan, starts: _Ints, ends: _Ints) -> None:

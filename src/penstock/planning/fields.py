@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from penstock.errors import PlanError
@@ -57,6 +57,13 @@ class Fields:
         value = self._take(name)
         if not isinstance(value, bool):
             raise PlanError(f"{self._path}.{name} is {_kind(value)}, not true or false: make it again")
+        return value
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """A string field that is one of `choices`."""
+        value = self.text(name)
+        if value not in choices:
+            raise PlanError(f"{self._path}.{name} is {value!r}, not one of {', '.join(choices)}: make it again")
         return value
 
     def record(self, name: str) -> Fields:

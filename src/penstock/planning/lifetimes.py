@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from penstock.planning.problem import Problem
+from penstock.planning.slicing import finest_extent_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +47,35 @@ def _first_bytes(problem: Problem, reads: Sequence[int]) -> int:
     return sum(problem.extent_nbytes(weight) for weight in reads if not problem.weights[weight].rows_only)
 
 
-def largest_live_nbytes(problem: Problem, uses: Sequence[Use], without: Collection[int] = ()) -> int:
+def largest_live_nbytes(
+    problem: Problem,
+    uses: Sequence[Use],
+    without: Collection[int] = (),
+    extent_nbytes: Callable[[int], int] | None = None,
+) -> int:
     """The most bytes that are in memory at once when every use is loaded just in time, but for weights in `without`.
+
+    `extent_nbytes` says what a weight takes, `problem.extent_nbytes` if it is None.
 
     Uses that are not merged nest as calls do, so a stack of extents holds them without a gap: this is the least memory
     in which they can be streamed, exactly.
     """
     change = [0] * (len(problem.calls) + 1)
+    extent_nbytes = extent_nbytes or problem.extent_nbytes
     for use in uses:
         if use.weight not in without:
-            nbytes = problem.extent_nbytes(use.weight)
+            nbytes = extent_nbytes(use.weight)
             change[use.first] += nbytes
             change[use.last + 1] -= nbytes
     return max(accumulate(change))
 
 
-def needed_nbytes(problem: Problem) -> int:
+def needed_nbytes(problem: Problem, *, sliced: bool) -> int:
     """The smallest budget for which a plan exists: the reserve, and the weights that one moment of a pass needs.
 
-    Exact: any plan holds these weights at that moment, and a plan that streams everything needs no more.
+    Exact: any plan holds these weights at that moment, and a plan that streams everything needs no more. With
+    `sliced`, of a weight that can be sliced it is one slice, as fine as they come.
     """
     uses = [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
-    return max(1, problem.reserve.total_nbytes + largest_live_nbytes(problem, uses))
+    extent_nbytes = partial(finest_extent_nbytes, problem) if sliced else None
+    return max(1, problem.reserve.total_nbytes + largest_live_nbytes(problem, uses, extent_nbytes=extent_nbytes))

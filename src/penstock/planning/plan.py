@@ -10,11 +10,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from penstock.errors import PlanError
 from penstock.planning.explain import explain
 from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, as_text, parse_object
 from penstock.planning.problem import Reserve, read_reserve
+from penstock.planning.slicing import Cut, read_cut
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+
+EAGER, PLANNED, LOCKSTEP, PRELOAD = "eager", "planned", "lockstep", "preload"
+PACINGS = (EAGER, PLANNED, LOCKSTEP, PRELOAD)
+"""When loads start. `EAGER`: in order, each as soon as its space is free. `PLANNED`: nor before the call that it names
+has ended. `LOCKSTEP`: read, copy and compute go on together, layer by layer, when all three are done. `PRELOAD`: before
+the first call, all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,9 @@ class Load:
         last_call: it is released when this call has ended.
         after_call: it may start when this call has ended: then its space has been released.
         after_pass: of which pass: 0 this one, -1 the one before. -1 for `after_call` with pass 0: no condition.
+        first_byte, nbytes: the part of the weight that it brings, where one stay takes several loads: each but the
+            first begins on a block of storage. `offset` is where the weight's first byte is, in all of them.
+        staging_offset: where that first byte would be in the staging memory, congruent likewise; 0 without staging.
     """
 
     weight: int
@@ -44,6 +55,9 @@ class Load:
     last_call: int
     after_call: int
     after_pass: int
+    first_byte: int
+    nbytes: int
+    staging_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +69,8 @@ class Prediction:
         stall_seconds: the part of it in which no call computes.
         cold_seconds: the first pass, everything loaded in order of first use.
         streamed_nbytes: read in a warm pass, whole blocks.
-        peak_nbytes: arena and reserve.
-        lower_bound_seconds: the larger of compute time and `streamed_nbytes` over the bandwidth.
+        peak_nbytes: arena, staging and reserve.
+        lower_bound_seconds: what a warm pass of no plan within the budget can beat (see `bounds`).
         call_stall_seconds: how much of `stall_seconds` is spent before each call, in a late warm pass.
     """
 
@@ -68,12 +82,22 @@ class Prediction:
     lower_bound_seconds: float
     call_stall_seconds: tuple[float, ...] = ()
 
+    @property
+    def gap(self) -> float:
+        """How much longer a warm pass may be than the best possible: 0.02 for two percent. 0 where nothing computes."""
+        bound = self.lower_bound_seconds
+        return self.warm_seconds / bound - 1 if bound > 0 else 0.0
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan; weights and calls are named by their index in the problem.
+    """A whole plan; weights and calls are named by their index in the problem, divided by `cuts`.
 
     Attributes:
+        cuts: weights that come, and are computed with, in slices (see `slicing`).
+        pacing: when loads start, one of `PACINGS`.
+        staging_nbytes: memory that loads go through on their way to the arena; 0: they go straight there.
+        details: what the strategy has to say of this plan, by title.
         arena_nbytes: size of the arena; every extent lies within.
         resident: weights that are loaded once.
         rows: weights of which each call reads its rows by itself.
@@ -95,6 +119,10 @@ class Plan:
     weight_names: tuple[str, ...]
     call_names: tuple[str, ...]
     weight_nbytes: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    pacing: str = EAGER
+    staging_nbytes: int = 0
+    details: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
         """This plan as JSON text."""
@@ -112,7 +140,8 @@ class Plan:
         weight_names = fields.items("weight_names", as_text)
         call_names = fields.items("call_names", as_text)
         arena_nbytes = fields.integer("arena_nbytes", 0)
-        limits = _Limits(len(weight_names), len(call_names), arena_nbytes)
+        staging_nbytes = fields.integer("staging_nbytes", 0)
+        limits = _Limits(len(weight_names), len(call_names), arena_nbytes, staging_nbytes)
         plan = cls(
             version=version,
             strategy=fields.text("strategy"),
@@ -127,6 +156,10 @@ class Plan:
             weight_names=weight_names,
             call_names=call_names,
             weight_nbytes=fields.items("weight_nbytes", as_nbytes),
+            cuts=fields.items("cuts", read_cut),
+            pacing=fields.choice("pacing", PACINGS),
+            staging_nbytes=staging_nbytes,
+            details=fields.items("details", _read_detail),
         )
         fields.finish()
         return plan
@@ -143,6 +176,7 @@ class _Limits:
     weight_count: int
     call_count: int
     arena_nbytes: int
+    staging_nbytes: int
 
     def read_weight(self, value: object, path: str) -> int:
         return as_integer(value, path, 0, self.weight_count - 1)
@@ -165,9 +199,18 @@ class _Limits:
             last_call=fields.integer("last_call", 0, self.call_count - 1),
             after_call=fields.integer("after_call", -1, self.call_count - 1),
             after_pass=fields.integer("after_pass", -1, 0),
+            first_byte=fields.integer("first_byte", 0),
+            nbytes=fields.integer("nbytes", 1),
+            staging_offset=fields.integer("staging_offset", 0, self.staging_nbytes),
         )
         fields.finish()
         return load
+
+
+def _read_detail(value: object, path: str) -> tuple[str, str]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise PlanError(f"{path} is not a title and a text: make it again")
+    return as_text(value[0], f"{path}[0]"), as_text(value[1], f"{path}[1]")
 
 
 def _read_prediction(fields: Fields) -> Prediction:

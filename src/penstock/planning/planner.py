@@ -5,7 +5,6 @@ from __future__ import annotations
 from penstock.budget import format_size
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning.check import check
-from penstock.planning.lifetimes import needed_nbytes
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.strategies import get
@@ -19,7 +18,7 @@ def make_plan(problem: Problem, strategy: str = "auto") -> Plan:
         PlanError: there is no such strategy.
     """
     chosen = get(strategy)
-    needed = needed_nbytes(problem)
+    needed = chosen.needed_nbytes(problem)
     if problem.budget_nbytes < needed:
         reserve = problem.reserve
         raise BudgetInfeasibleError(

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from penstock.errors import PlanError
 from penstock.planning.fields import MAX_ITEMS, MAX_NBYTES, Fields, as_integer, parse_object
 
-PROBLEM_VERSION = 1
+PROBLEM_VERSION = 2
+MAX_BYTES_PER_SECOND = 1e15  # a thousand times any memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class Weight:
         requests: read requests that fetch it.
         rows_only: calls read a few rows of it (an embedding table): it is loaded only if a plan makes it resident;
             otherwise each use costs `row_seconds` of stall.
+        is_moved: its bytes are moved within its place once all of them are there, so one load has to bring them.
+        rows: parts of equal size, `nbytes / rows` each, that its layers can compute with one after another; 1 if they
+            need all of it at once. See `slicing`.
     """
 
     name: str
@@ -35,6 +39,8 @@ class Weight:
     requests: int = 1
     rows_only: bool = False
     row_seconds: float = 0.0
+    rows: int = 1
+    is_moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +53,32 @@ class Call:
         reads: indices of the weights that it reads.
         last: index of the last call that began before this one ended: its own for a leaf. The weights are held until
             call `last` has ended. Calls nest as a call stack does.
+        activations_nbytes: most bytes that the pass's own tensors hold from its begin to the next call's.
     """
 
     name: str
     seconds: float
     reads: tuple[int, ...]
     last: int
+    activations_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a load costs: `requests * request_seconds` plus the bytes of its blocks over `bytes_per_second`."""
+    """What a load costs: `requests * request_seconds` plus the bytes of its blocks over `bytes_per_second`.
+
+    Where a plan stages loads, a copy at `copy_bytes_per_second` comes after it.
+    """
 
     bytes_per_second: float
     request_seconds: float
     block_nbytes: int = 512
+    copy_bytes_per_second: float = 1e10
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Bytes of the budget that are not for weights."""
+    """Bytes of the budget that are not for weights; of activations the most that any call has."""
 
     activations_nbytes: int
     io_nbytes: int
@@ -88,6 +100,7 @@ class Problem:
         budget_nbytes: the cap on arena and reserve together.
         fingerprint: of what the numbers were taken from; a plan carries it on.
         tiny_nbytes: weights up to this size are resident whenever that fits.
+        slice_seconds: what each slice of a sliced weight costs beyond its share of the layer's compute.
 
     Raises:
         PlanError: the numbers make no sense; the message names the field.
@@ -100,6 +113,7 @@ class Problem:
     reserve: Reserve
     fingerprint: str
     tiny_nbytes: int = 32768
+    slice_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         _check_storage(self.storage)
@@ -107,8 +121,15 @@ class Problem:
         for index, weight in enumerate(self.weights):
             _check_weight(weight, f"weights[{index}] ({weight.name})", self.storage.block_nbytes)
         for index, call in enumerate(self.calls):
-            _check_call(call, f"calls[{index}] ({call.name})", index, len(self.calls), len(self.weights))
+            path = f"calls[{index}] ({call.name})"
+            _check_call(call, path, index, len(self.calls), len(self.weights))
+            if not 0 <= call.activations_nbytes <= self.reserve.activations_nbytes:
+                raise PlanError(
+                    f"{path}.activations_nbytes is {call.activations_nbytes}, outside 0 to the reserve's "
+                    f"{self.reserve.activations_nbytes}: record the pass again"
+                )
         _check_nesting(self.calls)
+        _check_slices(self)
 
     def extent_nbytes(self, weight: int) -> int:
         """Bytes that weight `weight` occupies in the arena, whole blocks: also what a load of it reads."""
@@ -142,6 +163,7 @@ class Problem:
             reserve=read_reserve(fields.record("reserve")),
             fingerprint=fields.text("fingerprint"),
             tiny_nbytes=fields.integer("tiny_nbytes", 0),
+            slice_seconds=fields.seconds("slice_seconds"),
         )
         fields.finish()
         return problem
@@ -167,6 +189,8 @@ def _read_weight(value: object, path: str) -> Weight:
         requests=fields.integer("requests", 0),
         rows_only=fields.flag("rows_only"),
         row_seconds=fields.seconds("row_seconds"),
+        rows=fields.integer("rows", 1),
+        is_moved=fields.flag("is_moved"),
     )
     fields.finish()
     return weight
@@ -179,6 +203,7 @@ def _read_call(value: object, path: str) -> Call:
         seconds=fields.seconds("seconds"),
         reads=fields.items("reads", lambda item, where: as_integer(item, where, 0, MAX_ITEMS)),
         last=fields.integer("last", 0, MAX_ITEMS),
+        activations_nbytes=fields.integer("activations_nbytes", 0),
     )
     fields.finish()
     return call
@@ -189,14 +214,19 @@ def _read_storage(fields: Fields) -> Storage:
         bytes_per_second=fields.seconds("bytes_per_second"),
         request_seconds=fields.seconds("request_seconds"),
         block_nbytes=fields.integer("block_nbytes", 1),
+        copy_bytes_per_second=fields.seconds("copy_bytes_per_second"),
     )
     fields.finish()
     return storage
 
 
 def _check_storage(storage: Storage) -> None:
-    if not (math.isfinite(storage.bytes_per_second) and storage.bytes_per_second > 0):
-        raise PlanError(f"storage.bytes_per_second is {storage.bytes_per_second}, not above zero: measure it again")
+    for name in ("bytes_per_second", "copy_bytes_per_second"):
+        rate = getattr(storage, name)
+        if not (math.isfinite(rate) and 0 < rate <= MAX_BYTES_PER_SECOND):
+            raise PlanError(
+                f"storage.{name} is {rate}, not between zero and {MAX_BYTES_PER_SECOND:.0e}: measure it again"
+            )
     if not _is_duration(storage.request_seconds):
         raise PlanError(f"storage.request_seconds is {storage.request_seconds}, not a duration: measure it again")
     if not 1 <= storage.block_nbytes <= MAX_NBYTES:
@@ -225,6 +255,8 @@ def _check_weight(weight: Weight, path: str, block_nbytes: int) -> None:
         raise PlanError(f"{path}.requests is {weight.requests}: give a count")
     if not _is_duration(weight.row_seconds):
         raise PlanError(f"{path}.row_seconds is {weight.row_seconds}, not a duration: measure it again")
+    if not 1 <= weight.rows <= weight.nbytes or weight.nbytes % weight.rows:
+        raise PlanError(f"{path}.rows is {weight.rows}: give a divisor of its {weight.nbytes} bytes")
 
 
 def _check_call(call: Call, path: str, index: int, call_count: int, weight_count: int) -> None:
@@ -250,6 +282,19 @@ def _check_nesting(calls: tuple[Call, ...]) -> None:
                 f"{open_until[-1]}: calls nest, so record the pass again"
             )
         open_until.append(call.last)
+
+
+def _check_slices(problem: Problem) -> None:
+    """A call that can be computed slice by slice is a leaf, and one weight's slices are what it goes through."""
+    if not _is_duration(problem.slice_seconds):
+        raise PlanError(f"slice_seconds is {problem.slice_seconds}, not a duration: measure it again")
+    for index, call in enumerate(problem.calls):
+        sliceable = [weight for weight in call.reads if problem.weights[weight].rows > 1]
+        if sliceable and (len(sliceable) > 1 or call.last != index):
+            raise PlanError(
+                f"calls[{index}] ({call.name}) cannot be computed slice by slice, as "
+                f"{problem.weights[sliceable[0]].name} says: give that weight one row"
+            )
 
 
 def _is_duration(seconds: float) -> bool:

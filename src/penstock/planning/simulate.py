@@ -112,6 +112,22 @@ def load_seconds(problem: Problem, weight: int) -> float:
     return requests_seconds + problem.extent_nbytes(weight) / storage.bytes_per_second
 
 
+def part_seconds(problem: Problem, load: Load) -> float:
+    """How long the storage needs for `load`, which may bring a part of its weight only."""
+    weight, storage = problem.weights[load.weight], problem.storage
+    if load.nbytes == weight.nbytes:
+        return load_seconds(problem, load.weight)
+    requests = -(-weight.requests * load.nbytes // weight.nbytes)
+    return requests * storage.request_seconds + extent_nbytes(problem, load) / storage.bytes_per_second
+
+
+def extent_nbytes(problem: Problem, load: Load) -> int:
+    """The whole blocks that `load` reads, and fills in the arena."""
+    block = problem.storage.block_nbytes
+    begin = problem.weights[load.weight].offset_in_block + load.first_byte
+    return -(-(begin + load.nbytes) // block) * block - begin // block * block
+
+
 def row_stalls(problem: Problem, rows: Collection[int]) -> list[float]:
     """What each call waits for the rows that it reads by itself, in seconds."""
     by_rows = set(rows)
@@ -126,11 +142,11 @@ def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int]) 
     count = len(problem.calls)
     needed = [0] * count
     for index, load in enumerate(loads):
-        needed[load.first_call] = index + 1
+        needed[load.first_call] = index + 1  # loads come in order, so all before it have
     return Schedule(
         call_seconds=_call_seconds(problem, rows),
         needed=needed,
-        load_seconds=[load_seconds(problem, load.weight) for load in loads],
+        load_seconds=[part_seconds(problem, load) for load in loads],
         release=[_release(load, count) for load in loads],
     )
 
@@ -159,7 +175,7 @@ def predict(problem: Problem, plan: Plan) -> Prediction:
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute
     schedule = warm_schedule(problem, plan.loads, plan.rows)
-    streamed_nbytes = sum(problem.extent_nbytes(load.weight) for load in plan.loads)
+    streamed_nbytes = sum(extent_nbytes(problem, load) for load in plan.loads)
     compute_seconds = problem.compute_seconds
     bound = max(compute_seconds, streamed_nbytes / problem.storage.bytes_per_second)
     warm_seconds = max(bound, steady_seconds(schedule, clock, _PASSES))
@@ -221,18 +237,23 @@ def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], l
         for weight in call.reads:
             first_use.setdefault(weight, index)
     entries = [(first_use.get(slot.weight, count), 0, index) for index, slot in enumerate(plan.resident)]
-    entries += [(load.first_call, 1, index) for index, load in enumerate(plan.loads)]
+    before = count
+    for index in reversed(range(len(plan.loads))):  # a load of a later call may come before one of an earlier call
+        before = min(before, plan.loads[index].first_call)
+        entries.append((before, 1, index))
     entries.sort()
     needed = [0] * count
     positions: tuple[list[int], list[int]] = ([0] * len(plan.resident), [0] * len(plan.loads))
-    weights, release = [], []
+    durations, release = [], []
     for position, (first_call, kind, index) in enumerate(entries):
         positions[kind][index] = position
-        weights.append(plan.loads[index].weight if kind else plan.resident[index].weight)
+        durations.append(
+            part_seconds(problem, plan.loads[index]) if kind else load_seconds(problem, plan.resident[index].weight)
+        )
         release.append(_release(plan.loads[index], count) if kind else 2 * count)
+        first_call = plan.loads[index].first_call if kind else first_call
         if first_call < count:
             needed[first_call] = position + 1
-    durations = [load_seconds(problem, weight) for weight in weights]
     return Schedule(_call_seconds(problem, plan.rows), needed, durations, release), positions[0], positions[1]
 
 

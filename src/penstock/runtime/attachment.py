@@ -18,7 +18,8 @@ from penstock.runtime.binding import BoundWeight, GuardedParameters
 from penstock.runtime.executor import Executor
 from penstock.runtime.holdings import Holdings
 from penstock.runtime.rows import RowLookup, RowTable
-from penstock.runtime.schedule import Site
+from penstock.runtime.schedule import NO_SCHEDULE, Schedule, Site, SlicedLayer
+from penstock.runtime.slices import SlicedProduct
 
 _MISSING = object()
 _REFUSED = {
@@ -87,20 +88,25 @@ class Attachment:
             if layer is not self.root:
                 self._followed.append(self.set_attribute(layer, "forward", _planned_first(layer, plan)))
 
-    def follow(self, executor: Executor | None, sites: Iterable[Site]) -> None:
-        """Wrap exactly the layers of `sites`; layers wrapped before are let go."""
+    def follow(self, executor: Executor | None, schedule: Schedule) -> None:
+        """Wrap exactly the layers of `schedule`; layers wrapped before are let go."""
         for undo in reversed(self._followed):
             undo()
         self._followed = []
         self.root_layer = self.root_forward
-        for site in {id(site): site for site in sites}.values():
-            if executor is None:
-                raise StreamStateError("no executor to follow the layers")
-            if site.module is self.root:
-                self.root_layer = _layer(executor, site, self.root_forward)
-            else:
-                wrapped = _layer(executor, site, site.module.forward)
-                self._followed.append(self.set_attribute(site.module, "forward", wrapped))
+        if executor is None:
+            return
+        for layer in schedule.sliced:  # within the layer's own site, which holds what all slices need
+            self._wrap(layer.module, functools.partial(_sliced_layer, executor, layer))
+        for site in schedule.layers:
+            self._wrap(site.module, functools.partial(_layer, executor, site))
+
+    def _wrap(self, module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Put `wrap` around what computes `module`, until the next schedule."""
+        if module is self.root:
+            self.root_layer = wrap(self.root_layer)
+        else:
+            self._followed.append(self.set_attribute(module, "forward", wrap(module.forward)))
 
     def guard(self, weights: Iterable[BoundWeight], absent: Callable[[nn.Parameter], None]) -> None:
         """Report reads of absent weights through their modules' attributes."""
@@ -140,7 +146,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Undo everything. Safe to call twice."""
-        self.follow(None, ())
+        self.follow(None, NO_SCHEDULE)
         while self._undo:
             self._undo.pop()()
 
@@ -157,6 +163,25 @@ def _layer(executor: Executor, site: Site, forward: Callable[..., Any]) -> Calla
             end(call)
 
     return streamed_layer
+
+
+def _sliced_layer(executor: Executor, layer: SlicedLayer, forward: Callable[..., Any]) -> Callable[..., Any]:
+    module, parts = layer.module, layer.parts
+
+    @functools.wraps(forward)
+    def sliced_layer(*args: Any, **kwargs: Any) -> Any:
+        (given,) = (*args, *kwargs.values())
+        product = SlicedProduct(module, given)
+        for item, site in parts:
+            call = executor.begin(site) if site is not None else None
+            try:
+                product.add(item)
+            finally:
+                if call is not None:
+                    executor.end(call)
+        return product.result
+
+    return sliced_layer
 
 
 def _planned_first(layer: nn.Module, plan: Callable[[], None]) -> Callable[..., Any]:

@@ -9,9 +9,9 @@ data behind the CPU's dispatch keys.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,9 +19,6 @@ from torch import nn
 from penstock.checkpoint import Checkpoint, WeightSource
 from penstock.errors import CheckpointError
 from penstock.runtime.devices.base import ALIGNMENT_NBYTES
-
-SMALL_TABLE_NBYTES = 32 << 10
-"""Tables up to this are loaded whole: a few reads of rows would take longer."""
 
 
 def unreadable(
@@ -57,6 +54,7 @@ class BoundWeight:
             checkpoint knows counts as mapped from there, at the file's own alignment, which is how libraries load it.
         row_paths: the embedding layers among its owners, if rows of it can be read alone.
         stride: of a weight whose bytes are in another order than its dimensions (channels last, transposed); else None.
+        rows: parts that each of `slice_paths`, layers among its owners, can compute with one after another.
     """
 
     name: str
@@ -67,7 +65,14 @@ class BoundWeight:
     is_aligned: bool = False
     row_paths: frozenset[str] = frozenset()
     stride: tuple[int, ...] | None = None
+    rows: int = 1
+    slice_paths: frozenset[str] = frozenset()
     hollow: torch.Tensor = field(init=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its elements."""
+        return self.hollow.dtype
 
     @property
     def must_move(self) -> bool:
@@ -76,6 +81,11 @@ class BoundWeight:
 
     def __post_init__(self) -> None:
         self.hollow = unreadable(self.source.shape, torch_dtype(self.source.dtype), self.device, self.stride)
+
+    @property
+    def whole(self) -> BoundWeight:
+        """The weight itself, as of a slice (see `slices.WeightSlice`)."""
+        return self
 
     def adopt(self) -> None:
         """Make the parameter one that can point into this device's memory.
@@ -104,66 +114,10 @@ class BoundWeight:
         self.parameter.data = self.hollow
 
 
-def collect_weights(
-    module: nn.Module, sources: dict[str, WeightSource], device: torch.device, *, keeps_layout: bool = False
-) -> list[BoundWeight]:
-    """The parameters of `module` that `sources` names, each once, in registration order.
-
-    With `keeps_layout`, the sources hold the bytes of the module's own parameters in the order of its memory.
-    """
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    found: dict[int, tuple[str, nn.Parameter]] = {}
-    source_of: dict[int, WeightSource] = {}
-    lookups: dict[int, set[str]] = {}
-    for prefix, owner in module.named_modules():
-        for attribute, parameter in owner._parameters.items():
-            if parameter is None:
-                continue
-            name = f"{prefix}.{attribute}" if prefix else attribute
-            owners.setdefault(id(parameter), []).append((owner, attribute))
-            found.setdefault(id(parameter), (name, parameter))
-            if name in sources:
-                source_of.setdefault(id(parameter), sources[name])
-            if isinstance(owner, nn.Embedding) and owner.max_norm is None:  # which would write to the table
-                lookups.setdefault(id(parameter), set()).add(prefix)
-    return [
-        BoundWeight(
-            name,
-            parameter,
-            tuple(owners[key]),
-            source_of[key],
-            device,
-            _is_aligned(parameter, source_of[key]),
-            frozenset(lookups.get(key, ())) if _has_rows(source_of[key]) else frozenset(),
-            dense_stride(parameter) if keeps_layout else None,
-        )
-        for key, (name, parameter) in found.items()
-        if key in source_of
-    ]
-
-
-def dense_stride(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """The strides of a tensor whose bytes lie without a gap, but not in the order of its dimensions; else None."""
-    if tensor.is_contiguous():
-        return None
-    expected = 1
-    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
-        if size != 1:
-            if stride != expected:
-                return None
-            expected *= size
-    return tuple(tensor.stride())
-
-
-def _is_aligned(parameter: nn.Parameter, source: WeightSource) -> bool:
-    if not parameter.is_meta:
-        return parameter.data_ptr() % ALIGNMENT_NBYTES == 0
-    # What is assembled from pieces, or cannot be used where it lies, is copied by whoever loads it.
-    return len(source.pieces) > 1 or any(p.file_offset % torch_dtype(source.dtype).itemsize for p in source.pieces)
-
-
-def _has_rows(source: WeightSource) -> bool:
-    return len(source.pieces) == 1 and len(source.shape) == 2 and source.nbytes > SMALL_TABLE_NBYTES
+def to_realign(weights: Sequence[BoundWeight], single_row: Collection[int]) -> frozenset[int]:
+    """Weights whose use at all, or last bits of a product with a single row, depend on an aligned address."""
+    moved = {index for index, weight in enumerate(weights) if weight.must_move}
+    return frozenset(moved | {index for index in single_row if weights[index].is_aligned})
 
 
 class GuardedParameters(dict[str, nn.Parameter | None]):
@@ -187,6 +141,21 @@ class GuardedParameters(dict[str, nn.Parameter | None]):
         return dict, (dict(self),)
 
 
+class Readable(Protocol):
+    """What bytes of a checkpoint a tensor is made of: a weight's, or a slice's."""
+
+    @property
+    def source(self) -> WeightSource: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def is_aligned(self) -> bool: ...
+
+    def laid_out(self, data: torch.Tensor) -> torch.Tensor: ...
+
+
 class FileViews:
     """Weights as private mappings of the checkpoint: the way out where the plan has no place for one.
 
@@ -196,11 +165,11 @@ class FileViews:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
-    def view(self, weight: BoundWeight) -> torch.Tensor:
+    def view(self, weight: Readable) -> torch.Tensor:
         """The weight's bytes as a tensor: mapped where they lie in one piece, as aligned as they were, else copied."""
         with torch.inference_mode(False):
             return weight.laid_out(
-                self._view(weight.source, ALIGNMENT_NBYTES if weight.is_aligned else weight.hollow.dtype.itemsize)
+                self._view(weight.source, ALIGNMENT_NBYTES if weight.is_aligned else weight.dtype.itemsize)
             )
 
     def _view(self, source: WeightSource, alignment_nbytes: int) -> torch.Tensor:

@@ -21,9 +21,7 @@ from penstock.runtime.events import EventLog
 from penstock.runtime.holdings import Holdings
 from penstock.runtime.passes import NO_GRADIENTS, apart, computing
 from penstock.runtime.pipeline import READY, Pipeline
-from penstock.runtime.schedule import BoundCall, Schedule, Site
-
-_NO_SCHEDULE = Schedule((), (), (), (), (), (), ())
+from penstock.runtime.schedule import NO_SCHEDULE, BoundCall, Schedule, Site
 
 
 class Executor:
@@ -51,7 +49,7 @@ class Executor:
         self._used: list[int] = []
         self._is_cold = True
         self._is_torn = False  # an exception has come between any two steps
-        self._schedule: Schedule = _NO_SCHEDULE
+        self._schedule: Schedule = NO_SCHEDULE
         self._order: tuple[int, ...] = ()
         self.passes = 0
         self.events: EventLog | None = None
@@ -66,7 +64,7 @@ class Executor:
 
     def uninstall(self) -> None:
         """Follow nothing, so that nothing keeps an arena in memory."""
-        self._schedule = _NO_SCHEDULE
+        self._schedule = NO_SCHEDULE
         self.__dict__.pop("_pipeline", None)
         self.holdings.uninstall()
 
@@ -75,7 +73,8 @@ class Executor:
         self._schedule = schedule
         for load in schedule.cold_order:  # a layer that no pass has called yet is not attended to any more
             if schedule.planned[load].resident:
-                schedule.loads[load].weight.bind(schedule.loads[load].data)
+                schedule.loads[load].bind()
+        self._pipeline.follow(schedule.gates)
 
     @property
     def is_cold(self) -> bool:
@@ -108,6 +107,8 @@ class Executor:
                     self._expected = 0
                     self._restart()
                 self._in_pass, self._owner = True, threading.get_ident()
+                if self._is_cold and self._schedule.preloads:
+                    self._preload()
                 if self.events is not None:
                     self.events.pass_begun()
                 with computing():
@@ -141,6 +142,7 @@ class Executor:
         used, self._used = self._used, []
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
+        self._pipeline.ended(None)
         if not complete:
             self._mend()
         elif self._is_cold:
@@ -155,6 +157,12 @@ class Executor:
                 self._order = followed
                 self._restart()
         self._is_torn = False
+
+    def _preload(self) -> None:
+        """Wait until everything is in memory."""
+        for load in self._schedule.cold_order:
+            self._pipeline.hold(load)
+            self._pipeline.release(load, keep=True)
 
     def _mend(self) -> None:
         """A pass was cut off, perhaps between a layer's begin and the place where its end is seen to: begin anew."""
@@ -183,6 +191,8 @@ class Executor:
                 self._expected = expected + 1
             else:
                 expected = self._depart(site)
+            if self._pipeline.pace.is_driven:
+                self._pipeline.begun(expected)
             if self.events is not None:
                 self.events.layer_called(site.module)
             call = self.holdings.hold(schedule.calls[expected])
@@ -205,6 +215,8 @@ class Executor:
             if self.events is not None:
                 self.events.layer_ended()
             self.holdings.let_go(call.loads, call.last_use)
+            if self._pipeline.pace.is_driven:
+                self._pipeline.ended(call.position)
         except BaseException:
             self._is_torn = True
             raise

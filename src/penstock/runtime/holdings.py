@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from penstock.runtime.binding import BoundWeight, FileViews
-from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError, PlannedLoad
+from penstock.runtime.loads import PlannedLoad
+from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError
 from penstock.runtime.schedule import BoundCall, BoundLoad, Schedule
+from penstock.runtime.slices import WeightSlice
 
 
 class Holdings:
@@ -34,7 +36,7 @@ class Holdings:
         self._weights = weights
         self._by_parameter = {id(weight.parameter): weight for weight in weights}
         self._views = views
-        self._mapped: dict[int, torch.Tensor] = {}
+        self._mapped: dict[BoundWeight | WeightSlice, torch.Tensor] = {}
         self._looked_up: set[int] = set()
         self._early: list[int] = []
         self._loads: tuple[BoundLoad, ...] = ()
@@ -65,13 +67,13 @@ class Holdings:
                     missing = (*missing, load)
                     self._map(bound.weight)
                 else:
-                    bound.weight.bind(bound.data)
+                    bound.bind()
                 taken += 1
         except BaseException:
             self.let_go(tuple(load for load in call.loads[:taken] if load not in missing), frozenset())
             raise
         if missing:
-            call = BoundCall(tuple(load for load in call.loads if load not in missing), call.last_use)
+            call = BoundCall(tuple(load for load in call.loads if load not in missing), call.last_use, call.position)
         if self._early:
             self._drop_early(call.loads)
         return call
@@ -90,12 +92,14 @@ class Holdings:
     def _unbind(self, load: int) -> None:
         """The weight of `load` becomes unreadable, unless a layer around this one has it from elsewhere."""
         loads, held = self._loads, self._pipeline.held
+        if loads[load].data is None:
+            return
         weight = loads[load].weight
         for other in loads[load].others:
             if held[other]:
-                weight.bind(loads[other].data)
+                loads[other].bind()
                 return
-        mapped = self._mapped.get(id(weight))
+        mapped = self._mapped.get(weight)
         if mapped is None:
             weight.unbind()
         else:
@@ -114,16 +118,17 @@ class Holdings:
 
     def _take_early(self, weight: BoundWeight, coming: tuple[int, ...]) -> bool:
         """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
-        for load in coming:
-            if self._loads[load].weight is weight:
-                try:
-                    self._pipeline.hold(load)
-                except PlaceTakenError:
-                    return False
-                weight.bind(self._loads[load].data)
-                self._early.append(load)
-                return True
-        return False
+        wanted = [load for load in coming if self._loads[load].weight is weight]
+        for taken, load in enumerate(wanted):
+            try:
+                self._pipeline.hold(load)
+            except PlaceTakenError:
+                self.let_go(tuple(wanted[:taken]), frozenset())
+                return False
+        for load in wanted:
+            self._loads[load].bind()
+        self._early.extend(wanted)
+        return bool(wanted)
 
     def _drop_early(self, loads: Collection[int] | None = None) -> None:
         """Let go of those among `loads`, which their own layer holds now; of all if None."""
@@ -131,19 +136,18 @@ class Holdings:
         self._early = [load for load in self._early if load not in early]
         self.let_go(tuple(early), frozenset())
 
-    def _map(self, weight: BoundWeight) -> None:
-        mapped = self._mapped.get(id(weight))
+    def _map(self, weight: BoundWeight | WeightSlice) -> None:
+        mapped = self._mapped.get(weight)
         if mapped is None:
-            mapped = self._mapped[id(weight)] = self._views.view(weight)
+            mapped = self._mapped[weight] = self._views.view(weight)
             self.mapped_reads += 1
         weight.bind(mapped)
 
     def _unmap(self) -> None:
         if self._mapped:
             mapped, self._mapped = self._mapped, {}
-            for weight in self._weights:
-                if id(weight) in mapped:
-                    weight.unbind()
+            for weight in mapped:
+                weight.unbind()
 
     @contextmanager
     def looking_up(self, parameter: nn.Parameter) -> Iterator[None]:
@@ -173,5 +177,5 @@ class Holdings:
     def suspend(self) -> None:
         """Unbind everything, residents too."""
         self._unmap()
-        for weight in self._weights:
+        for weight in (*self._weights, *(load.weight for load in self._loads)):
             weight.unbind()

@@ -10,8 +10,9 @@ from penstock.planning import Plan, Problem
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Device
 from penstock.runtime.events import EventLog
+from penstock.runtime.pacing import make_pace
 from penstock.runtime.pipeline import Pipeline
-from penstock.runtime.schedule import make_schedule
+from penstock.runtime.scheduling import DividedModule, make_schedule
 from penstock.runtime.storage import Storage
 
 
@@ -38,18 +39,21 @@ class Installation:
         storage: Storage | None = None
         try:
             arena = device.allocate(plan.arena_nbytes)
-            self.cold, self.warm = make_schedule(plan, problem, weights, modules, arena, realign)
+            divided = DividedModule.of(problem, plan.cuts, weights, modules, realign)
+            self.cold, self.warm = make_schedule(plan, divided, arena)
             storage = open_storage()
-            self.pipeline = Pipeline(device, arena, storage, self.cold.planned)
+            staging = device.allocate(plan.staging_nbytes) if plan.staging_nbytes else None
+            pace = make_pace(plan.pacing, self.cold.gates)
+            self.pipeline = Pipeline(device, arena, storage, self.cold.planned, staging=staging, pace=pace)
         except BaseException:
             if storage is not None:
                 storage.close()
             raise
-        self._arena = arena
+        self._arenas = [arena, staging] if staging is not None else [arena]
 
     def arena_nbytes(self) -> int:
-        """How much of the arena is in memory."""
-        return self._arena.resident_nbytes()
+        """How much of arena and staging memory is in memory."""
+        return sum(arena.resident_nbytes() for arena in self._arenas)
 
     def record(self, events: EventLog | None) -> None:
         """Note from now on in `events` what happens to loads; if None, nowhere."""
@@ -58,4 +62,5 @@ class Installation:
     def close(self) -> None:
         """End every transfer and thread; the memory goes with the last tensor over it."""
         self.pipeline.close()
-        self._arena.close()
+        for arena in self._arenas:
+            arena.close()

@@ -7,7 +7,7 @@ import torch
 from penstock.checkpoint import WeightSource
 from penstock.runtime.binding import torch_dtype
 from penstock.runtime.devices.base import settled_offset
-from penstock.runtime.devices.cpu import READ_NBYTES, CpuArena, Filler, Transfer
+from penstock.runtime.devices.cpu_queue import READ_NBYTES, CpuArena, Filler, Transfer
 from penstock.runtime.requests import coalesced
 from penstock.runtime.storage import Storage
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from penstock.planning.bounds import least_warm_seconds
-from penstock.planning.lifetimes import largest_live_nbytes, list_uses
+from penstock.planning.lifetimes import largest_live_nbytes, list_uses, needed_nbytes
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.strategies.candidates import SLOW_SHARE, STORAGE_SLOWDOWN, Bench, Candidate
@@ -28,6 +28,10 @@ class Balanced:
     """The strategy `"balanced"`."""
 
     name = "balanced"
+
+    def needed_nbytes(self, problem: Problem) -> int:
+        """See `registry.Strategy`."""
+        return needed_nbytes(problem, sliced=False)
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.planning.lifetimes import Use
-from penstock.planning.ring import place_earliest, place_stack, release_moments
 from penstock.planning.plan import PLAN_VERSION, Load, Plan, Prediction, Slot
 from penstock.planning.problem import Problem
+from penstock.planning.ring import place_earliest, place_stack, release_moments
 from penstock.planning.simulate import predict
 
 
@@ -51,6 +51,8 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
             last_call=use.last,
             after_call=moment if moment >= 0 else moment + len(problem.calls),
             after_pass=0 if moment >= 0 else -1,
+            first_byte=0,
+            nbytes=problem.weights[use.weight].nbytes,
         )
         for use, start, moment in zip(layout.uses, layout.starts, layout.moments, strict=True)
     )

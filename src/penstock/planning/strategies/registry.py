@@ -18,8 +18,12 @@ class Strategy(Protocol):
         """What users call it."""
         ...
 
+    def needed_nbytes(self, problem: Problem) -> int:
+        """The smallest budget for which `plan` has a plan, in bytes. The problem's own budget does not matter."""
+        ...
+
     def plan(self, problem: Problem) -> Plan:
-        """A plan for a problem whose budget is at least `lifetimes.needed_nbytes(problem)`."""
+        """A plan for a problem whose budget is at least `needed_nbytes(problem)`."""
         ...
 
 

@@ -8,7 +8,7 @@ no difference.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from penstock.runtime.events import EventLog
 from penstock.runtime.storage import Storage
 
 Completion = Callable[[int, BaseException | None], None]
+Expected = tuple[int, WeightSource, int]
+"""Ticket, source and staging offset of a transfer that is to come."""
 
 
 class Arena(ABC):
@@ -52,7 +54,15 @@ class TransferQueue(ABC):
     events: EventLog | None = None
 
     @abstractmethod
-    def submit(self, ticket: int, source: WeightSource, offset: int, *, realign: bool = False) -> None:
+    def submit(
+        self,
+        ticket: int,
+        source: WeightSource,
+        offset: int,
+        *,
+        realign: bool = False,
+        staging_offset: int | None = None,
+    ) -> None:
         """Begin to bring `source` to `offset`; the completion callback gets `ticket` exactly once.
 
         Args:
@@ -60,6 +70,13 @@ class TransferQueue(ABC):
             source: the weight's bytes.
             offset: arena offset of its first byte, congruent to its first file offset modulo the block.
             realign: move the bytes down to the next multiple of `ALIGNMENT_NBYTES` when they have arrived.
+            staging_offset: where it goes first in the staging memory, congruent likewise; None: not through staging.
+        """
+
+    def expect(self, order: Sequence[Expected], then: Sequence[Expected]) -> None:  # noqa: B027  (may be no use)
+        """What will be submitted next, in this order, and then again and again; it replaces what was expected before.
+
+        A queue with staging memory reads it ahead.
         """
 
     @abstractmethod
@@ -81,8 +98,13 @@ class Device(ABC):
         """Fixed memory of `nbytes`."""
 
     @abstractmethod
-    def open_queue(self, arena: Arena, storage: Storage, done: Completion, **tuning: Any) -> TransferQueue:
-        """A queue into `arena` that owns `storage` and calls `done(ticket, error or None)` from any thread."""
+    def open_queue(
+        self, arena: Arena, storage: Storage, done: Completion, *, staging: Arena | None = None, **tuning: Any
+    ) -> TransferQueue:
+        """A queue into `arena` that owns `storage` and calls `done(ticket, error or None)` from any thread.
+
+        With `staging`, memory from `allocate`, transfers that have a place in it are copied from there.
+        """
 
     def freed(self, arena: Arena, offset: int, nbytes: int) -> None:  # noqa: B027  (a hook, not a duty)
         """Told when the bytes at `offset` hold nothing any more. Tests poison them."""

@@ -1,0 +1,222 @@
+"""The CPU: storage is read straight to the weight's final address by a few threads.
+
+Python threads suffice: the interpreter lock is released inside `preadv` and inside every torch kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import torch
+
+from penstock.checkpoint import WeightSource
+from penstock.errors import StorageError
+from penstock.runtime.devices.base import Arena, Completion, TransferQueue, settled_offset
+from penstock.runtime.requests import ReadRequest, read_requests
+from penstock.runtime.storage import Storage
+
+READ_NBYTES = 4 << 20
+THREADS = 2
+_LIBC = ctypes.CDLL(None)
+_IN_MEMORY = bytes(page & 1 for page in range(256))
+
+
+class CpuArena(Arena):
+    """Anonymous memory outside the allocator, in huge pages where the system grants them."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)  # fewer pages to pin for each direct read
+        self.view = memoryview(self._memory)
+        self.address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        count = 1
+        for size in shape:
+            count *= size
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        with torch.inference_mode(False):  # a weight that is an inference tensor takes other kernels
+            return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+
+    def resident_nbytes(self) -> int:
+        pages = (ctypes.c_ubyte * -(-self.nbytes // mmap.PAGESIZE))()
+        if self.nbytes and _LIBC.mincore(ctypes.c_void_p(self.address), ctypes.c_size_t(self.nbytes), pages):
+            return self.nbytes
+        return bytes(pages).translate(_IN_MEMORY).count(1) * mmap.PAGESIZE
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            return False
+        return self.address <= tensor.data_ptr() < self.address + self.nbytes
+
+    def move(self, offset: int, to: int, nbytes: int) -> None:
+        """Move bytes within the arena; the interpreter lock is free meanwhile."""
+        ctypes.memmove(self.address + to, self.address + offset, nbytes)
+
+    def copy_from(self, other: CpuArena, offset: int, to: int, nbytes: int) -> None:
+        """Copy bytes from `offset` of another arena; the interpreter lock is free meanwhile."""
+        ctypes.memmove(self.address + to, other.address + offset, nbytes)
+
+    def close(self) -> None:
+        # The mapping ends with its last tensor: unmapping under a live tensor would be a use after free.
+        self.view = memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """How one weight comes to its place in the arena."""
+
+    offset: int
+    nbytes: int
+    requests: tuple[ReadRequest, ...]
+    realign: bool
+
+    @classmethod
+    def of(cls, source: WeightSource, offset: int, storage: Storage, read_nbytes: int, *, realign: bool) -> Transfer:
+        """Of `source` to `offset`, by reads of at most `read_nbytes`."""
+        requests = read_requests(source, offset, block_nbytes=storage.block_nbytes, read_nbytes=read_nbytes)
+        return cls(offset, source.nbytes, tuple(requests), realign)
+
+
+class Filler:
+    """One thread's way into an arena: straight to the place where that can be, else over a bounce buffer of its own."""
+
+    def __init__(self, arena: CpuArena, storage: Storage) -> None:
+        self._arena, self._storage = arena, storage
+        self._bounce: mmap.mmap | None = None
+
+    def fill(self, transfer: Transfer) -> None:
+        """Have the weight where it is computed with when this returns.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        for request in transfer.requests:
+            if request.skip_nbytes is None:
+                target = self._arena.view[request.arena_offset : request.arena_offset + request.nbytes]
+                self._storage.read(request.file, request.file_offset, target, request.needed_nbytes)
+            else:
+                self._bounced(request, request.skip_nbytes)
+        settled = settled_offset(transfer.offset, realign=transfer.realign)
+        if settled != transfer.offset:
+            self._arena.move(transfer.offset, settled, transfer.nbytes)
+
+    def _bounced(self, request: ReadRequest, skip_nbytes: int) -> None:
+        if self._bounce is None or len(self._bounce) < request.nbytes:
+            self._bounce = mmap.mmap(-1, request.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with memoryview(self._bounce) as whole, whole[: request.nbytes] as block:
+            self._storage.read(request.file, request.file_offset, block, request.needed_nbytes)
+            with block[skip_nbytes : request.needed_nbytes] as kept:
+                self._arena.view[request.arena_offset : request.arena_offset + len(kept)] = kept
+
+
+class _Halt:
+    """Holds up every reader that takes it, until all have."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+
+class CpuQueue(TransferQueue):
+    """Reader threads over one storage and one arena."""
+
+    def __init__(self, arena: CpuArena, storage: Storage, done: Completion, *, threads: int, read_nbytes: int) -> None:
+        self._arena, self._storage = arena, storage
+        self._done: Completion = done
+        self._read_nbytes = read_nbytes
+        self._transfers: dict[int, Transfer] = {}
+        # A reader takes a transfer whole: one thread draws what the drive gives, and each waking costs computing time.
+        self._waiting: SimpleQueue[tuple[int, Transfer] | _Halt | None] = SimpleQueue()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
+        ]
+        self._process, self._serving = os.getpid(), threads
+        self._lock = threading.Lock()
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self,
+        ticket: int,
+        source: WeightSource,
+        offset: int,
+        *,
+        realign: bool = False,
+        staging_offset: int | None = None,
+    ) -> None:
+        transfer = self._transfers.get(ticket)
+        if transfer is None:  # the same transfer comes again in every pass
+            transfer = Transfer.of(source, offset, self._storage, self._read_nbytes, realign=realign)
+            self._transfers[ticket] = transfer
+        if self._closing:
+            raise StorageError("the transfer queue is closed")
+        if transfer.requests:
+            self._waiting.put((ticket, transfer))
+        else:
+            self._done(ticket, None)
+
+    def is_serving(self) -> bool:
+        """Whether the calling thread is one of its readers."""
+        return threading.current_thread() in self._threads
+
+    def _serve(self) -> None:
+        filler = Filler(self._arena, self._storage)
+        while (waiting := self._waiting.get()) is not None:
+            if isinstance(waiting, _Halt):
+                waiting.reached.release()
+                waiting.go_on.wait()
+                continue
+            ticket, transfer = waiting
+            events = self.events
+            if events is not None:
+                events.read_begun(ticket)
+            error: BaseException | None = None
+            try:
+                filler.fill(transfer)
+            except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
+                error = caught
+            self._done(ticket, error)
+        with self._lock:
+            self._serving -= 1
+            is_last = not self._serving
+        if is_last:
+            self._storage.close()
+
+    def drain(self) -> None:
+        halt = _Halt()
+        try:
+            for _ in self._threads:
+                self._waiting.put(halt)  # behind what is in flight
+            for _ in self._threads:
+                halt.reached.acquire()
+        finally:
+            halt.go_on.set()
+
+    def close(self) -> None:
+        if os.getpid() == self._process:  # a forked child has neither the threads nor the holder of the lock
+            if not self._closing:
+                self._closing = True
+                for _ in self._threads:
+                    self._waiting.put(None)  # behind what is in flight
+            # Garbage may be collected, and this called, by a reader itself while it holds what another waits for.
+            if self.is_serving():
+                return
+            for thread in self._threads:
+                thread.join()
+        self._threads.clear()
+        self._done = _nobody  # or queue and owner would keep each other, and the arena, until garbage is collected
+        self._storage.close()
+
+
+def _nobody(ticket: int, error: BaseException | None) -> None:
+    """Nobody waits any more."""

@@ -1,0 +1,69 @@
+"""One load as the pipeline executes it, and which loads cannot be in memory together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.checkpoint import Piece, WeightSource
+from penstock.layout import sliced
+from penstock.runtime.devices.base import Expected
+from penstock.runtime.events import NotedLoad
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLoad:
+    """One load: bytes, address, and the extent of whole blocks that it fills.
+
+    Attributes:
+        resident: loaded once, never given up.
+        staging_offset: where it goes first, on its way to `offset`; None: straight there.
+    """
+
+    source: WeightSource
+    offset: int
+    extent_begin: int
+    extent_end: int
+    realign: bool
+    resident: bool = False
+    staging_offset: int | None = None
+
+    @property
+    def extent_nbytes(self) -> int:
+        """The bytes of its blocks."""
+        return self.extent_end - self.extent_begin
+
+    def noted(self, name: str) -> NotedLoad:
+        """As events know it, under the name of its weight."""
+        return NotedLoad(name, self.extent_nbytes, self.resident)
+
+
+def part_of(source: WeightSource, first_byte: int, nbytes: int) -> WeightSource:
+    """Bytes `first_byte` and following of `source`, as bytes."""
+    pieces = sliced(source.pieces, first_byte, first_byte + nbytes)
+    moved = (Piece(p.file, p.file_offset, p.nbytes, p.weight_offset - first_byte) for p in pieces)
+    return WeightSource("uint8", (nbytes,), tuple(moved))
+
+
+def expected(loads: Sequence[PlannedLoad], order: Sequence[int]) -> list[Expected]:
+    """Those of `order` that go through staging, as a queue wants them."""
+    staged = ((index, loads[index].staging_offset) for index in order)
+    return [
+        (index, loads[index].source, offset)
+        for index, offset in staged
+        if offset is not None and loads[index].source.nbytes
+    ]
+
+
+def conflicts(loads: Sequence[PlannedLoad]) -> list[tuple[int, ...]]:
+    """For each load, the others whose extents overlap its own. O(n log n + overlaps)."""
+    by_begin = sorted(range(len(loads)), key=lambda i: loads[i].extent_begin)
+    found: list[list[int]] = [[] for _ in loads]
+    active: list[int] = []
+    for i in by_begin:
+        active = [j for j in active if loads[j].extent_end > loads[i].extent_begin]
+        for j in active:
+            found[i].append(j)
+            found[j].append(i)
+        active.append(i)
+    return [tuple(sorted(others)) for others in found]

@@ -1,0 +1,234 @@
+"""From a plan to schedules: its loads and calls bound to a module's weights and layers, and to an arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from penstock.errors import PlanError
+from penstock.planning import Load, Plan, Problem
+from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD
+from penstock.planning.slicing import Cut, Divided, divide
+from penstock.runtime.binding import BoundWeight
+from penstock.runtime.devices.base import Arena, settled_offset
+from penstock.runtime.loads import PlannedLoad, part_of
+from penstock.runtime.pacing import Gates
+from penstock.runtime.schedule import BoundCall, BoundLoad, Part, Schedule, Site, SlicedLayer
+from penstock.runtime.slices import WeightSlice
+
+
+@dataclass(frozen=True)
+class DividedModule:
+    """A plan's problem, divided by the plan's cuts, and what stands for its numbers in a module.
+
+    Attributes:
+        parts: for each weight of `divided.problem`.
+        modules: by path.
+        moved: weights of `divided.problem` that are moved to an aligned address once they have arrived.
+    """
+
+    divided: Divided
+    parts: tuple[Part, ...]
+    modules: Mapping[str, nn.Module]
+    moved: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        cuts: Sequence[Cut],
+        weights: Sequence[BoundWeight],
+        modules: Mapping[str, nn.Module],
+        moved: frozenset[int],
+    ) -> DividedModule:
+        """The same for `problem`, of whose weights `moved` are moved."""
+        divided = divide(problem, cuts)
+        cut = {cut.weight for cut in cuts}
+        parts = tuple(
+            WeightSlice(weights[item.weight], item.begin, item.end) if item.weight in cut else weights[item.weight]
+            for item in divided.slices
+        )
+        # What is equal within rounding only need not lie as it did.
+        return cls(
+            divided,
+            parts,
+            modules,
+            frozenset(
+                index
+                for index, (item, part) in enumerate(zip(divided.slices, parts, strict=True))
+                if part.whole.must_move or (item.weight in moved and item.weight not in cut)
+            ),
+        )
+
+
+def planned_loads(plan: Plan, module: DividedModule) -> tuple[PlannedLoad, ...]:
+    """The plan's loads, then its residents, as the pipeline executes them."""
+    found = [_planned(plan, module, load) for load in plan.loads]
+    for slot in plan.resident:
+        source = module.parts[slot.weight].source
+        extent = _extent(module, slot.offset, source.nbytes)
+        found.append(PlannedLoad(source, slot.offset, *extent, slot.weight in module.moved, resident=True))
+    return tuple(found)
+
+
+def _planned(plan: Plan, module: DividedModule, load: Load) -> PlannedLoad:
+    source = module.parts[load.weight].source
+    if load.nbytes < source.nbytes:
+        source = part_of(source, load.first_byte, load.nbytes)
+    offset, staging_offset = load.offset + load.first_byte, load.staging_offset + load.first_byte
+    return PlannedLoad(
+        source,
+        offset,
+        *_extent(module, offset, load.nbytes),
+        load.weight in module.moved,
+        staging_offset=staging_offset if plan.staging_nbytes else None,
+    )
+
+
+def _extent(module: DividedModule, offset: int, nbytes: int) -> tuple[int, int]:
+    block = module.divided.problem.storage.block_nbytes
+    return offset - offset % block, -(-(offset + nbytes) // block) * block
+
+
+def make_schedule(plan: Plan, module: DividedModule, arena: Arena) -> tuple[Schedule, Schedule]:
+    """Bind `plan` to `module` and `arena`: the schedule of the cold pass, and of later ones.
+
+    The cold pass attends to every layer; later ones only to those with streamed weights.
+
+    Raises:
+        PlanError: the plan names a module that is not there.
+    """
+    binder = _Binder(plan, module, planned_loads(plan, module), _bound_loads(plan, module, arena))
+    return binder.schedule(binder.users), binder.schedule(binder.streamed_users())
+
+
+def _bound_loads(plan: Plan, module: DividedModule, arena: Arena) -> tuple[BoundLoad, ...]:
+    # Of the loads of one stay, the one that brings the weight's begin has the tensor.
+    places = [(load.weight, load.offset, load.first_byte == 0) for load in plan.loads]
+    places += [(slot.weight, slot.offset, True) for slot in plan.resident]
+    positions: dict[int, list[int]] = {}
+    for position, (weight, _, has_data) in enumerate(places):
+        if has_data:
+            positions.setdefault(weight, []).append(position)
+    bound = []
+    for position, (weight, offset, has_data) in enumerate(places):
+        part, data = module.parts[weight], None
+        if has_data:
+            settled = settled_offset(offset, realign=weight in module.moved)
+            data = part.laid_out(arena.tensor(settled, part.dtype, part.source.shape))
+        bound.append(BoundLoad(part, data, tuple(other for other in positions[weight] if other != position)))
+    return tuple(bound)
+
+
+class _Binder:
+    """Makes the schedules of one plan, which differ in the calls that they attend to."""
+
+    def __init__(
+        self, plan: Plan, module: DividedModule, planned: tuple[PlannedLoad, ...], bound: tuple[BoundLoad, ...]
+    ) -> None:
+        self._plan, self._module, self._planned, self._bound = plan, module, planned, bound
+        self.users = _users(plan, module.divided.problem)
+        self._cold_order = self._order()
+
+    def streamed_users(self) -> dict[int, list[int]]:
+        """The users of what comes in every pass."""
+        return {load: calls for load, calls in self.users.items() if not self._planned[load].resident}
+
+    def _order(self) -> tuple[int, ...]:
+        """Every load in order of first use; those of the plan stay in its order, which may be ahead of that."""
+        due = {load: calls[0] for load, calls in self.users.items()}
+        before = len(self._module.divided.problem.calls)
+        for load in reversed([load for load in due if not self._planned[load].resident]):
+            before = due[load] = min(before, due[load])
+        return tuple(sorted(due, key=lambda load: (due[load], load)))
+
+    def schedule(self, users: dict[int, list[int]]) -> Schedule:
+        """What attends to the calls among `users`, by load, and to those that loads have to wait for."""
+        held = self._held_by_call(users)
+        positions = {call: position for position, call in enumerate(held)}
+        calls = self._module.divided.problem.calls
+        final = {load: max(at, key=lambda c: (calls[c].last, -c)) for load, at in users.items()}
+        sites: dict[tuple[str, int | None], Site] = {}
+        site_of_call = []
+        for call, position in positions.items():
+            layer = self._module.divided.layers[call]
+            if layer[0] not in self._module.modules:
+                raise PlanError(f"the plan's layer {layer[0]!r} is not in this module: plan again")
+            site = sites.setdefault(layer, Site(self._module.modules[layer[0]]))
+            site.calls.append(position)
+            site_of_call.append(site)
+        return Schedule(
+            self._bound,
+            self._planned,
+            tuple(
+                BoundCall(tuple(loads), frozenset(load for load in loads if final[load] == call), positions[call])
+                for call, loads in held.items()
+            ),
+            tuple(site_of_call),
+            tuple(positions[users[load][0]] if load in users else 0 for load in range(len(self._planned))),
+            self._cold_order,
+            tuple(load for load in range(len(self._plan.loads)) if load in users),
+            tuple(site for (_, part), site in sites.items() if part is None),
+            _sliced_layers(self._module, sites),
+            self._gates(users, positions),
+            self._plan.pacing == PRELOAD,
+        )
+
+    def _held_by_call(self, users: dict[int, list[int]]) -> dict[int, list[int]]:
+        """The loads that each call holds, ascending, by call, ascending."""
+        held: dict[int, list[int]] = {}
+        if self._plan.pacing == PLANNED:
+            held.update((load.after_call, []) for load in self._plan.loads if load.after_call >= 0)
+        for load in sorted(users):
+            for call in users[load]:
+                held.setdefault(call, []).append(load)
+        return dict(sorted(held.items()))
+
+    def _gates(self, users: dict[int, list[int]], positions: Mapping[int, int]) -> Gates:
+        after: dict[int, tuple[int, int]] = {}
+        layers: dict[int, tuple[int, ...]] = {}
+        for index, load in enumerate(self._plan.loads):
+            if self._plan.pacing == PLANNED and load.after_call >= 0:
+                after[index] = (positions[load.after_call], load.after_pass)
+            if self._plan.pacing == LOCKSTEP:
+                first = positions[users[index][0]]
+                layers[first] = (*layers.get(first, ()), index)
+        return Gates(after, dict(sorted(layers.items())))
+
+
+def _sliced_layers(module: DividedModule, sites: Mapping[tuple[str, int | None], Site]) -> tuple[SlicedLayer, ...]:
+    parts: dict[str, list[int]] = {}
+    for path, part in dict.fromkeys(module.divided.layers):  # a layer that is called twice goes through the same slices
+        if part is not None:
+            parts.setdefault(path, []).append(part)
+    found = []
+    for path, indices in parts.items():
+        slices = ((module.parts[part], sites.get((path, part))) for part in indices)
+        found.append(
+            SlicedLayer(
+                module.modules[path],
+                tuple((item, site) for item, site in slices if isinstance(item, WeightSlice)),
+            )
+        )
+    return tuple(found)
+
+
+def _users(plan: Plan, problem: Problem) -> dict[int, list[int]]:
+    """For each load of `planned_loads`, the calls that read it, ascending."""
+    readers: dict[int, list[int]] = {}
+    for index, call in enumerate(problem.calls):
+        for weight in call.reads:
+            readers.setdefault(weight, []).append(index)
+    users = {}
+    for position, load in enumerate(plan.loads):
+        held = [call for call in readers[load.weight] if load.first_call <= call <= load.last_call]
+        if load.first_call not in held:  # it comes with the weights of a block's first layer, and goes with its last's
+            held.insert(0, load.first_call)
+        if all(problem.calls[call].last < load.last_call for call in held):
+            held.append(load.last_call)
+        users[position] = held
+    for position, slot in enumerate(plan.resident, start=len(plan.loads)):
+        users[position] = readers.get(slot.weight, [])
+    return {load: calls for load, calls in users.items() if calls}
