@@ -194,15 +194,18 @@ def test_what_is_beyond_the_limit_is_counted_and_told(streamed: nn.Module, monke
     spans_of(recording.to_chrome_trace())
 
 
-def test_a_copy_stage_ends_the_reading_and_has_a_track() -> None:
+def test_what_is_read_to_staging_memory_first_is_a_read_and_a_copy() -> None:
     log = EventLog({})
     log.plan_taken([NotedLoad("w", 4096, False)], [], 4096)
-    for note in (log.place_taken, log.read_begun, log.copy_begun, log.copy_ended, log.arrived, log.place_freed):
+    for note in (log.read_begun, log.read_ended, log.place_taken, log.copy_begun, log.copy_ended, log.arrived):
         note(0)
+    log.place_freed(0)
     tracks = recorded_tracks(log, "staged")
     (read,), (copied,) = of(tracks, STORAGE), of(tracks, COPY)
     assert read.name == copied.name == "w"
-    assert read.end_seconds == copied.begin_seconds
+    at = [event.seconds - log.events[0].seconds for event in log.events]
+    assert (read.begin_seconds, read.end_seconds) == (at[1], at[2])
+    assert (copied.begin_seconds, copied.end_seconds) == (at[4], at[5])
     assert [each.streamed_nbytes for each in tracks.occupancy] == [0, 4096, 0]
     assert spans_of(Recording(log, "staged").to_chrome_trace())["copy"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from penstock.planning import PassTimeline, Plan, Problem, Timeline, simulate
-from penstock.planning.simulate import load_seconds
+from penstock.planning.simulate import extent_nbytes, load_seconds
 from penstock.report.sizes import size_text
 from penstock.report.timeline import COMPUTE, PASSES, STALLS, STORAGE, Occupancy, Span, Tracks
 
@@ -36,7 +36,7 @@ def _resident_spans(problem: Problem, plan: Plan, timeline: Timeline) -> Iterato
 
 def _load_spans(problem: Problem, plan: Plan, one: PassTimeline) -> Iterator[Span]:
     for load, begin, end in zip(plan.loads, one.load_begin, one.load_end, strict=True):
-        details = {"size": size_text(problem.extent_nbytes(load.weight)), "for": plan.call_names[load.first_call]}
+        details = {"size": size_text(extent_nbytes(problem, load)), "for": plan.call_names[load.first_call]}
         yield Span(STORAGE, plan.weight_names[load.weight], begin, end, details)
 
 
@@ -59,7 +59,7 @@ def _occupancy(problem: Problem, plan: Plan, timeline: Timeline) -> Iterator[Occ
             waited_for = timeline.passes[number + load.after_pass] if number + load.after_pass >= 0 else None
             if waited_for is not None and load.after_call >= 0:
                 begin = max(begin, waited_for.call_end[load.after_call])  # the same but for rounding
-            nbytes = problem.extent_nbytes(load.weight)
+            nbytes = extent_nbytes(problem, load)
             changes += [(begin, 0, nbytes), (one.call_end[load.last_call], 0, -nbytes)]
     resident_nbytes = streamed_nbytes = 0
     for moment, resident, streamed in sorted(changes):
