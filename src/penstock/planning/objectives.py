@@ -50,7 +50,7 @@ def _least_memory(problem: Problem, strategy: Strategy, max_overhead: float) -> 
         else:
             low_nbytes = middle_nbytes
         middle_nbytes = (low_nbytes + min(best.budget_nbytes, best.prediction.peak_nbytes)) // 2
-    return best
+    return replace(best, budget_nbytes=max(1, best.prediction.peak_nbytes))
 
 
 def _overhead(problem: Problem, plan: Plan) -> str:

@@ -28,11 +28,20 @@ from penstock.planning.strategies.layout import (
 )
 from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables, whole_uses
 
+_PARTS = 4  # sizes of p that are tried
+_DIGITS = 9  # of seconds, beyond which a larger buffer is preferred: storage is not always as fast as was measured
+
 
 class _Streaming(ABC):
-    """An architecture that streams."""
+    """An architecture that streams.
+
+    Attributes:
+        runs_ahead: as far as its buffers allow. Layers of different sizes do not always use a larger one better, so
+            that a few smaller ones are tried too.
+    """
 
     name: str
+    runs_ahead = False
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
@@ -43,7 +52,12 @@ class _Streaming(ABC):
         uses = whole_uses(problem)
         kept = keep_tiny(problem, uses, lambda rest: self._least_nbytes(problem, rest))
         rest = [use for use in uses if use.weight not in kept]
-        return self._plan(problem, kept, rest, capacity_nbytes(problem) - extents_nbytes(problem, kept))
+        limit_nbytes = capacity_nbytes(problem) - extents_nbytes(problem, kept)
+        least_nbytes = self._least_nbytes(problem, rest)
+        spare_nbytes = (limit_nbytes - least_nbytes) * self.runs_ahead
+        sizes = [limit_nbytes - spare_nbytes * part // _PARTS for part in range(_PARTS if spare_nbytes else 1)]
+        plans = [self._plan(problem, kept, rest, nbytes) for nbytes in sizes]
+        return min(plans, key=lambda plan: round(plan.prediction.warm_seconds, _DIGITS))
 
     @abstractmethod
     def _least_nbytes(self, problem: Problem, uses: Sequence[Use]) -> int:
@@ -100,6 +114,7 @@ class Asynchronous(_Streaming):
     """`"asynchronous"`: each stage runs ahead as far as its circular buffer of M + p allows."""
 
     name = "asynchronous"
+    runs_ahead = True
 
     def _least_nbytes(self, problem: Problem, uses: Sequence[Use]) -> int:
         return largest_live_nbytes(problem, uses) + max(_extents(problem, uses), default=0)
@@ -110,7 +125,8 @@ class Asynchronous(_Streaming):
         extra_nbytes -= extra_nbytes % block
         layout = _lay_out(problem, uses, largest_live_nbytes(problem, uses) + extra_nbytes)
         reads = [Use(use.weight, index, index) for index, use in enumerate(uses)]
-        starts = place_earliest(reads, extents, max(extents, default=0) + extra_nbytes, len(reads)) or []
+        staging_nbytes = min(max(extents, default=0) + extra_nbytes, sum(extents))
+        starts = place_earliest(reads, extents, staging_nbytes, len(reads)) or []
         return _finish(self.name, problem, kept, layout, _staged(problem, list_loads(problem, layout), starts))
 
 
@@ -118,6 +134,7 @@ class TwoStage(_Streaming):
     """`"two-stage"`: read straight to where the layer computes, into a circular buffer of M + p; nothing is copied."""
 
     name = "two-stage"
+    runs_ahead = True
 
     def _least_nbytes(self, problem: Problem, uses: Sequence[Use]) -> int:
         return largest_live_nbytes(problem, uses)
@@ -160,9 +177,12 @@ def _largest_layer_nbytes(problem: Problem, uses: Sequence[Use]) -> int:
 
 
 def _lay_out(problem: Problem, uses: Sequence[Use], region_nbytes: int) -> Layout:
-    """A circular buffer; where calls with several weights leave gaps in it that are too small, the least one."""
+    """A circular buffer; where calls with several weights leave gaps in it that are too small, the least one.
+
+    Beyond what holds every layer at once, more is of no use.
+    """
     extents = _extents(problem, uses)
-    layout = lay_out(uses, extents, region_nbytes, len(problem.calls))
+    layout = lay_out(uses, extents, min(region_nbytes, sum(extents)), len(problem.calls))
     return layout or lay_out_least(uses, extents, len(problem.calls))
 
 

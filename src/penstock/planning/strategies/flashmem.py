@@ -17,12 +17,12 @@ from penstock.budget import format_size
 from penstock.errors import PlanError
 from penstock.planning.lifetimes import Use, largest_live_nbytes, needed_nbytes
 from penstock.planning.options import PlanOptions
-from penstock.planning.plan import PLANNED, Load, Plan
+from penstock.planning.plan import PLANNED, Plan
 from penstock.planning.problem import Problem
-from penstock.planning.ring import place_earliest, place_stack, release_moments
 from penstock.planning.strategies.layout import finish
-from penstock.planning.strategies.overlap import Item, Moves, Overlap, Overlapped
+from penstock.planning.strategies.overlap import Item, Overlap, Overlapped
 from penstock.planning.strategies.overlap_greedy import best_greedy, on_demand
+from penstock.planning.strategies.overlap_layout import lay_out_moves
 from penstock.planning.strategies.overlap_solver import FEASIBLE, load_solver, solve
 from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables, whole_uses
 
@@ -113,7 +113,12 @@ class FlashMem:
             chunks = -(-extent_nbytes // even_nbytes)
             items.append(Item(use.weight, use.first, use.last, earliest, chunks, even_nbytes))
         cap_nbytes = min(capacity_nbytes(problem) - extents_nbytes(problem, kept), 2 * total_nbytes)
-        return Overlap(tuple(items), tuple(capacity), (cap_nbytes,) * len(problem.calls), self.lam)
+        live = [0] * len(problem.calls)  # in whole chunks, which may be a little more than the bytes that have to fit
+        for item in items:
+            for call in range(item.first, item.last + 1):
+                live[call] += item.held_nbytes
+        caps = tuple(max(cap_nbytes, nbytes) for nbytes in live)
+        return Overlap(tuple(items), tuple(capacity), caps, self.lam)
 
     def _capacity(self, problem: Problem) -> list[int]:
         """C: what storage brings in the time by which a call may become longer."""
@@ -184,7 +189,9 @@ def _to_plan(problem: Problem, name: str, kept: frozenset[int], overlap: Overlap
     resident = kept | solution.preloaded
     streamed = [(item, moves) for item, moves in solution.pairs(overlap) if moves]
     left_nbytes = capacity_nbytes(problem) - extents_nbytes(problem, resident)
-    loads, region_nbytes, late = _lay_out(problem, streamed, left_nbytes)
+    preloaded_nbytes = sum(nbytes for weight, nbytes in overlap.held_by().items() if weight in solution.preloaded)
+    moving_nbytes = max(solution.held_nbytes(overlap), default=0) - preloaded_nbytes
+    loads, region_nbytes, late = lay_out_moves(problem, streamed, min(moving_nbytes, left_nbytes), left_nbytes)
     details = [
         ("step", found.step),
         ("status", found.status),
@@ -196,72 +203,6 @@ def _to_plan(problem: Problem, name: str, kept: frozenset[int], overlap: Overlap
         ("moved late", f"{late} of {len(loads)} loads, for want of space in one piece"),
     ]
     return finish(problem, name, resident, list_tables(problem), loads, region_nbytes, pacing=PLANNED, details=details)
-
-
-def _lay_out(
-    problem: Problem, streamed: Sequence[tuple[Item, Moves]], region_nbytes: int
-) -> tuple[list[Load], int, int]:
-    """Loads in order of begin, the region that they take, and how many have to begin later than planned.
-
-    The cap counts bytes; an address also takes that they lie together. Where that frees a place later than planned,
-    the load waits for it.
-    """
-    count = len(problem.calls)
-    uses, extents = [_use(item) for item, _ in streamed], [problem.extent_nbytes(item.weight) for item, _ in streamed]
-    starts = place_earliest(uses, extents, region_nbytes, count) or place_stack(uses, extents)
-    region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
-    placed = zip(streamed, starts, strict=True)
-    pieces = [piece for (item, moves), start in placed for piece in _cut(problem, item, moves, start)]
-    moments = release_moments(
-        [_use(piece.item) for piece in pieces],
-        [piece.end - piece.begin for piece in pieces],
-        [piece.start + piece.begin for piece in pieces],
-        region_nbytes,
-        count,
-    )
-    waits = [max(piece.call - 1, moment) for piece, moment in zip(pieces, moments, strict=True)]
-    order = sorted(range(len(pieces)), key=lambda index: (waits[index], pieces[index].item.first, index))
-    late = sum(wait >= piece.call for wait, piece in zip(waits, pieces, strict=True))
-    return [_to_load(problem, pieces[index], waits[index]) for index in order], region_nbytes, late
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Chunks of one stay that move together: bytes `begin` to `end` of its extent, which is at `start`."""
-
-    item: Item
-    call: int
-    start: int
-    begin: int
-    end: int
-
-
-def _cut(problem: Problem, item: Item, moves: Moves, start: int) -> list[_Piece]:
-    pieces, chunk = [], 0
-    for call in sorted(moves):
-        begin, chunk = chunk * item.chunk_nbytes, chunk + moves[call]
-        end = min(chunk * item.chunk_nbytes, problem.extent_nbytes(item.weight))
-        pieces.append(_Piece(item, call, start, begin, end))
-    return pieces
-
-
-def _to_load(problem: Problem, piece: _Piece, wait: int) -> Load:
-    weight = problem.weights[piece.item.weight]
-    first_byte = max(0, piece.begin - weight.offset_in_block)
-    return Load(
-        weight=piece.item.weight,
-        offset=piece.start + weight.offset_in_block,
-        first_call=piece.item.first,
-        last_call=piece.item.last,
-        after_call=wait if wait >= 0 else len(problem.calls) - 1,
-        after_pass=0 if wait >= 0 else -1,
-        first_byte=first_byte,
-        nbytes=min(piece.end - weight.offset_in_block, weight.nbytes) - first_byte,
-    )
-
-
-def _use(item: Item) -> Use:
-    return Use(item.weight, item.first, item.last)
 
 
 def _whole_blocks(problem: Problem, nbytes: int) -> int:

@@ -51,7 +51,10 @@ class Greedy:
         """The solution."""
         begun: dict[int, list[int]] = {}
         for index, item in enumerate(self._items):
-            begun.setdefault(item.first - 1, []).append(index)
+            if item.earliest < item.first:
+                begun.setdefault(item.first - 1, []).append(index)
+            elif item.weight not in self._solution.preloaded and not self._join([index]):
+                self._solution.moves[index] = {item.first: item.chunks}  # there is no call before it
         for call in reversed(range(len(self._free))):
             new = [index for index in begun.get(call, ()) if self._items[index].weight not in self._solution.preloaded]
             self._active.update((index, self._items[index].chunks) for index in new)
@@ -59,10 +62,6 @@ class Greedy:
             self._call = call
             self._move(call)
             self._end_ways(call)
-        for index in begun.get(-1, ()):  # nothing comes before the first call
-            item = self._items[index]
-            if item.weight not in self._solution.preloaded and not self._join([index]):
-                self._solution.moves[index] = {item.first: item.chunks}
         return self._solution
 
     def _keep_cap(self, call: int) -> None:
