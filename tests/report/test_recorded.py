@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 import penstock
+from penstock.planning.strategies import names
 from penstock.report.recorded import UNATTENDED, Recording, recorded_tracks
 from penstock.report.timeline import COMPUTE, COPY, PASSES, STALLS, STORAGE, Span, Tracks
 from penstock.runtime.events import EventLog, NotedLoad
 
 from ..adversary import AdversarialDevice  # noqa: TID252
-from ..streaming import counted_memory, equal, is_streaming, plan_of, stream_tightly, weight_nbytes  # noqa: TID252
+from ..streaming import WIDTH, counted_memory, equal, is_streaming, plan_of, stream_tightly, weight_nbytes  # noqa: TID252
 from ..zoo import CASES, Block, Tied, X, tokens  # noqa: TID252
 from .traces import spans_of
 
@@ -107,6 +108,28 @@ def test_recording_changes_no_bit_and_any_order_of_calls_gives_a_sound_trace(nam
     assert [equal(*pair) for pair in zip(found, expected, strict=True)] == [True] * len(expected)
     spans_of(recording.to_chrome_trace())
     assert len(of(recording.tracks(), PASSES)) == passes
+
+
+@pytest.mark.parametrize("strategy", names())
+def test_passes_by_any_strategy_are_recorded_with_the_copies_that_they_make(strategy: str) -> None:
+    torch.manual_seed(0)
+    example = torch.zeros(3, WIDTH)
+    budget = 8 * weight_nbytes(Trap())
+    module = penstock.stream(Trap().eval(), budget=budget, example=example, strategy=strategy)
+    with pytest.raises(penstock.BudgetInfeasibleError) as refused:
+        penstock.inspect(module).budget = 1
+    penstock.inspect(module).budget = refused.value.needed_nbytes
+    with penstock.inspect(module).record() as recording:
+        run(module, example, passes=3)
+    plan = plan_of(module)
+    penstock.restore(module)
+    spans = spans_of(recording.to_chrome_trace())
+    assert plan.strategy == strategy
+    assert len(spans["passes"]) == 3
+    copied = {span["name"] for span in spans["copy"]}
+    streamed = {plan.weight_names[load.weight] for load in plan.loads}
+    assert copied == (streamed if plan.staging_nbytes else set())
+    assert streamed <= {span["name"] for name, track in spans.items() if name.startswith("storage") for span in track}
 
 
 @pytest.mark.parametrize("error", [ValueError("own"), KeyboardInterrupt()], ids=repr)
