@@ -56,4 +56,4 @@ def preview(
         fixed_nbytes=fixed_nbytes,
         overhead_nbytes=trace.overhead_nbytes if terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
     )
-    return kept_plan(problem, terms.strategy)
+    return kept_plan(problem, terms.strategy, terms.options)

@@ -9,6 +9,7 @@ import typer
 
 from penstock.budget import parse_size
 from penstock.errors import BudgetError
+from penstock.planning.strategies import names as strategy_names
 
 # Click's, or typer's own copy of it, depending on typer's version.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -38,7 +39,14 @@ Budgets = Annotated[
         "--budget", metavar="SIZE", parser=parse_budget, help="Cap on all memory of the model; may be repeated."
     ),
 ]
-Strategy = Annotated[str, typer.Option(help="How to choose what stays and what streams.")]
+Strategy = Annotated[
+    str, typer.Option(help=f"How to choose what stays and what streams: auto, {', '.join(strategy_names())}.")
+]
+MaxOverhead = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Take as little memory as lets a pass be this much slower: 0.01 for 1 %."),
+]
+LeastMemory = Annotated[bool, typer.Option("--least-memory", help="Take as little memory as the strategy can.")]
 Inputs = Annotated[
     Path | None,
     typer.Option(

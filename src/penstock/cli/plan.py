@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from penstock.cli.options import Batch, Budget, Inputs, Json, Model, Strategy, Tokens
+from penstock.cli.options import Batch, Budget, Inputs, Json, LeastMemory, MaxOverhead, Model, Strategy, Tokens
 from penstock.cli.run import refusals, streamed
 from penstock.cli.terminal import Terminal
 from penstock.models import ModelFolder, open_folder
@@ -21,6 +21,8 @@ def plan(
     batch: Batch = 1,
     tokens: Tokens = 128,
     strategy: Strategy = "auto",
+    max_overhead: MaxOverhead = None,
+    least_memory: LeastMemory = False,
     as_json: Json = False,
 ) -> None:
     """Show how MODEL would run inside a budget, or the smallest budget in which it can."""
@@ -32,7 +34,8 @@ def plan(
     example = example_for(folder, inputs, batch, tokens)
     with terminal.progress() as report, refusals(f"{cls.__name__} refuses these inputs"):
         report("planning", 0, 0)
-        with streamed(cls, folder.path, budget=budget, strategy=strategy, example=example) as module:
+        how = {"strategy": strategy, "max_overhead": max_overhead, "least_memory": least_memory}
+        with streamed(cls, folder.path, budget=budget, example=example, **how) as module:
             found = penstock.inspect(module).plan
     terminal.show(found.explain())
     terminal.emit(json.loads(found.to_json()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.budget import format_size
-from penstock.cli.options import Budget, Json, Model, Strategy, UsageError
+from penstock.cli.options import Budget, Json, LeastMemory, MaxOverhead, Model, Strategy, UsageError
 from penstock.cli.terminal import Terminal, milliseconds
 from penstock.errors import PenstockError, UnsupportedModelError
 from penstock.models import open_folder
@@ -41,6 +41,8 @@ def run(
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="With --temperature: for the same sample again.")] = None,
     strategy: Strategy = "auto",
+    max_overhead: MaxOverhead = None,
+    least_memory: LeastMemory = False,
     as_json: Json = False,
 ) -> None:
     """Run MODEL inside a budget: with --prompt, or with --inputs and --outputs."""
@@ -53,19 +55,20 @@ def run(
         raise UsageError("give --prompt TEXT, or both --inputs FILE and --outputs FILE")
     terminal = Terminal(as_json=as_json)
     folder = open_folder(model)
+    how = {"budget": budget, "strategy": strategy, "max_overhead": max_overhead, "least_memory": least_memory}
     if prompt is not None:
         from penstock.generation import Generation  # torch and transformers, which a wrong flag need not wait for
 
         job = Generation(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        _continue_text(terminal, job, budget, strategy)
+        _continue_text(terminal, job, how)
     elif inputs is not None and outputs is not None:
-        _map_tensors(terminal, folder, budget, strategy, inputs, outputs)
+        _map_tensors(terminal, folder, how, inputs, outputs)
 
 
-def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str) -> None:
+def _continue_text(terminal: Terminal, job: Any, how: dict[str, Any]) -> None:
     with terminal.progress() as report:
         report("loading", 0, 0)
-        job.load(budget, strategy)
+        job.load(**how)
     result = job.run(show=None if terminal.as_json else terminal.stream)
     terminal.show(
         f"\n{result.new_tokens} tokens, {result.tokens_per_second:.2f} tokens/s, first after "
@@ -74,9 +77,7 @@ def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str) -> 
     terminal.emit({**asdict(result), "tokens_per_second": result.tokens_per_second})
 
 
-def _map_tensors(
-    terminal: Terminal, folder: ModelFolder, budget: int, strategy: str, inputs: Path, outputs: Path
-) -> None:
+def _map_tensors(terminal: Terminal, folder: ModelFolder, how: dict[str, Any], inputs: Path, outputs: Path) -> None:
     import torch
 
     import penstock
@@ -89,7 +90,7 @@ def _map_tensors(
     _check_names(cls, arguments)
     with terminal.progress() as report:
         report("loading", 0, 0)
-        with streamed(cls, folder.path, budget=budget, strategy=strategy) as module:
+        with streamed(cls, folder.path, **how) as module:
             report("running", 0, 0)
             with torch.inference_mode(), refusals(f"{cls.__name__} refuses these inputs"):
                 started = time.perf_counter()
