@@ -155,6 +155,12 @@ def test_tables_are_left_to_the_calls(name: str) -> None:
     assert plan.prediction.warm_seconds >= 3.25
 
 
+def test_staging_is_told_apart_from_streaming_space() -> None:
+    text = make_plan(_problem([4] * 6, [1.0] * 6, 16 * BLOCK), "asynchronous").explain()
+    rows = dict(line.rsplit(maxsplit=2)[:2] for line in text.splitlines()[1:8])
+    assert (rows["  staging"], rows["  streaming space"], rows["  not needed"]) == ("4.0", "4.0", "0")
+
+
 def test_preload_keeps_tables_where_there_is_room() -> None:
     base = _problem([4, 2, 9], [1.0] * 3, 15 * BLOCK)
     problem = replace(base, weights=(*base.weights[:2], replace(base.weights[2], rows_only=True, row_seconds=0.25)))

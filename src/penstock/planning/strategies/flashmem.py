@@ -38,7 +38,7 @@ _LOOKBACK = 48  # calls before its own in which a stay may be begun: from there 
 
 @dataclass(frozen=True)
 class FlashMem:
-    """The strategy `"flashmem"`.
+    """The strategy `"flashmem"`. Where the time limit ends the search, two runs may find two plans.
 
     Attributes:
         lam: lambda. Below one half, a preloaded weight costs less than the shortest move, and W grows until
