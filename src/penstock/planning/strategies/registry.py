@@ -41,3 +41,8 @@ def get(name: str) -> Strategy:
     if strategy is None:
         raise PlanError(f"there is no strategy {name!r}: choose one of {', '.join(['auto', *_STRATEGIES])}")
     return strategy
+
+
+def names() -> tuple[str, ...]:
+    """Every strategy's name, without the alias `"auto"`."""
+    return tuple(_STRATEGIES)
