@@ -18,9 +18,9 @@ import typer
 
 from benchmarks import results
 from benchmarks.arm import child_environment
-from benchmarks.child import Session, quiet
-from benchmarks.models import MODELS, find
+from benchmarks.models import RUN, find
 from benchmarks.run import forget_state, prepare_all, say
+from benchmarks.session import Session, quiet
 from benchmarks.ways import WAYS
 from penstock.errors import BudgetInfeasibleError
 
@@ -30,7 +30,7 @@ _DEFAULT_OUT = results.FOLDER / "overhead.json"
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(MODELS),
+    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(RUN),
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of passes; 21 for results.")] = 21,
     out: Annotated[Path, typer.Option(help="The results file.")] = _DEFAULT_OUT,
     tiny: Annotated[bool, typer.Option(help="Tiny twins of the models: only to see that all works.")] = False,
