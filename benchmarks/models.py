@@ -6,6 +6,7 @@ Each has a tiny twin of the same class: running it warms up a process before its
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ def _depth_image(config: Mapping[str, Any], batch: int, generator: torch.Generat
 
 def _token_row(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
     return {"input_ids": torch.randint(10, config["vocab_size"], (batch, TOKENS), generator=generator)}
+
+
+def _one_token(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    return {"input_ids": torch.randint(10, config["vocab_size"], (batch, 1), generator=generator)}
 
 
 def _speech(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
@@ -260,7 +265,7 @@ RUN = tuple(model.name for model in _OF_RUN)
 
 LLAMA_70B = Model(
     "llama-70b",
-    "70B decoder (bf16)",
+    f"70B decoder, {TOKENS} tokens",
     "transformers",
     "LlamaForCausalLM",
     "LlamaConfig",
@@ -269,7 +274,8 @@ LLAMA_70B = Model(
     _token_row,
     {"use_cache": False},
 )
-"""Only to plan for: its weights are nowhere."""
+LLAMA_70B_TOKEN = replace(LLAMA_70B, name="llama-70b-token", title="70B decoder, one token", inputs_of=_one_token)
+"""Only to plan for: their weights are nowhere."""
 
 
 def find(name: str, *, tiny: bool = False) -> Model:

@@ -21,6 +21,7 @@ from benchmarks.ways import WAYS, Way
 from penstock.planning import make_plan
 from penstock.planning.simulate import predict
 from penstock.runtime.installation import Installation
+from penstock.trace import Trace
 
 AMPLE_NBYTES = 2**30
 MOST_SETTLING_PASSES = 12
@@ -48,6 +49,10 @@ class Session:
     def import_everything(self) -> None:
         """Loads the tiny twin as its library does, for the imports that it puts off until then, and runs nothing."""
         WAYS["plain"].load(self._model.small(), 0)
+
+    def call_with(self, model: Model) -> None:
+        """From now on, the inputs of `model`, which differs in its batch only."""
+        self._model, self._inputs = model, model.inputs()
 
     def load(self) -> dict[str, Any]:
         """Loads the model and runs the first pass."""
@@ -157,6 +162,13 @@ class Session:
     def stream(self) -> penstock.Stream:
         """The handle of a streamed model that is loaded."""
         return penstock.inspect(self._loaded)
+
+    def trace(self) -> Trace:
+        """What is known of the pass."""
+        found = self.stream()._provision.admission.primary
+        if found is None:
+            raise RuntimeError("nothing is traced")
+        return found
 
     def installation(self) -> Installation:
         """The plan in force, with its problem."""
