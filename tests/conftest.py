@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from penstock.cli.app import run_app
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -35,14 +38,17 @@ def _penstock_threads() -> set[threading.Thread]:
 
 
 def _open_files() -> dict[int, str]:
-    """Descriptors of this process that are open on something with a path, and that path."""
+    """Descriptors of this process that are open on something with a path, and that path.
+
+    Fonts do not count: matplotlib keeps open what it has drawn with.
+    """
     files = {}
     for entry in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the descriptor that listed the folder
-        if target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
+        if target.startswith("/") and not target.startswith(("/dev/", "/proc/")) and not target.endswith(".ttf"):
             files[int(entry)] = target
     return files
 
@@ -64,6 +70,39 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not left, f"threads left behind: {left}"
     opened = dict(_open_files().items() - files.items())
     assert not opened, f"descriptors left open: {opened}"
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command line that has to fail as bad input does, and returns its one line without `error: `."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert run_app([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def answers(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, object]]:
+    """Runs a command line with `--json` and returns what it printed; nothing may come on standard error."""
+
+    def run(*arguments: object, code: int = 0) -> dict[str, object]:
+        capsys.readouterr()
+        assert run_app([*(str(argument) for argument in arguments), "--json"]) == code
+        out, err = capsys.readouterr()
+        assert err == ""
+        answer = json.loads(out)
+        assert isinstance(answer, dict)
+        return answer
+
+    return run
 
 
 # No test measures time: a slow machine is no failure.

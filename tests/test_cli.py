@@ -40,39 +40,6 @@ def inputs(tmp_path: Path) -> Path:
     return tmp_path / "inputs.safetensors"
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command line that has to fail as bad input does, and returns its one line without `error: `."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        assert run_app([str(argument) for argument in arguments]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
-        assert err.endswith("\n")
-        return err.removeprefix("error: ").rstrip("\n")
-
-    return run
-
-
-@pytest.fixture
-def answers(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, object]]:
-    """Runs a command line with `--json` and returns what it printed; nothing may come on standard error."""
-
-    def run(*arguments: object, code: int = 0) -> dict[str, object]:
-        capsys.readouterr()
-        assert run_app([*(str(argument) for argument in arguments), "--json"]) == code
-        out, err = capsys.readouterr()
-        assert err == ""
-        answer = json.loads(out)
-        assert isinstance(answer, dict)
-        return answer
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

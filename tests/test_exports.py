@@ -13,6 +13,7 @@ EXPORTED = [
     "BudgetInfeasibleError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "Curve",
     "PenstockError",
     "Plan",
     "PlanError",
@@ -25,6 +26,7 @@ EXPORTED = [
     "plan",
     "restore",
     "stream",
+    "sweep",
 ]
 
 
@@ -47,6 +49,8 @@ def test_the_arguments_of_the_public_calls_are_what_the_documentation_says() -> 
     assert list(inspect.signature(penstock.stream).parameters) == ["module", "checkpoint", *shared, "offload_folder"]
     assert list(inspect.signature(penstock.from_pretrained).parameters) == ["cls", "path", *shared, "same"]
     assert sorted(inspect.signature(penstock.plan).parameters) == sorted(["module", "checkpoint", *shared])
+    sweep = ["module", "checkpoint", "example", "budgets", "strategies", "device"]
+    assert list(inspect.signature(penstock.sweep).parameters) == sweep
 
 
 def test_every_public_thing_says_what_it_is() -> None:

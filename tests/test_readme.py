@@ -1,4 +1,4 @@
-"""What the README shows works as it is shown."""
+"""What README and guide show works as it is shown."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [shlex.split(line) for line in re.findall(r"^\$ penstock (.*)$", README, re.MULTILINE)]
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+GUIDE_SNIPPETS = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+GUIDE_COMMANDS = [shlex.split(line) for line in re.findall(r"^\$ penstock (.*)$", GUIDE, re.MULTILINE)]
 MINILM = "models/all-MiniLM-L6-v2"
 
 
@@ -40,7 +43,16 @@ def test_the_session_is_eight_lines() -> None:
     assert len([line for line in SNIPPETS[0].splitlines() if line]) == 8
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_guides_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for snippet in GUIDE_SNIPPETS:
+        exec(compile(snippet, "guide.md", "exec"), {})
+    written = {file.name for file in tmp_path.iterdir()}
+    assert {"curve.png", "curve.html", "real.json", "predicted.json"} <= written
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *GUIDE_COMMANDS], ids=" ".join)
 def test_every_command_line_is_understood(command: list[str]) -> None:
     name, *arguments = command
     typer.main.get_command(app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
@@ -63,6 +75,7 @@ def test_every_benchmark_table_has_its_place() -> None:
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for text, folder in ((README, ROOT), (GUIDE, ROOT / "docs")):
+        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+        assert links
+        assert [link for link in links if not (folder / link).exists()] == []

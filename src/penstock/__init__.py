@@ -1,6 +1,6 @@
 """Run PyTorch models inside a hard byte budget: weights stream from the checkpoint while layers compute."""
 
-from penstock.api import from_pretrained, inspect, plan, restore, stream
+from penstock.api import from_pretrained, inspect, plan, restore, stream, sweep
 from penstock.budget import Budget
 from penstock.errors import (
     BudgetError,
@@ -14,6 +14,7 @@ from penstock.errors import (
     UnsupportedModelError,
 )
 from penstock.planning import Plan
+from penstock.report import Curve
 from penstock.stream import Stream
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "BudgetInfeasibleError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "Curve",
     "PenstockError",
     "Plan",
     "PlanError",
@@ -34,5 +36,6 @@ __all__ = [
     "plan",
     "restore",
     "stream",
+    "sweep",
 ]
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -15,11 +15,13 @@ from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
 from penstock.planning import Plan
+from penstock.report.curve import Curve
 from penstock.runtime.binding import GuardedParameters
 from penstock.runtime.devices.base import Device
-from penstock.starting import Call, Origin, preview_plain, start, start_again
+from penstock.starting import Call, Origin, plain_workload, start, start_again
 from penstock.stream import Stream
-from penstock.terms import Terms
+from penstock.terms import Terms, device_of
+from penstock.workload import Workload
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Parameters = ParamSpec("Parameters")
@@ -81,7 +83,8 @@ def stream(
     origin = Origin.spilled(module, offload_folder) if checkpoint is None else Origin.of(module, checkpoint)
     try:
         if call is not None:  # before the module gives anything up
-            preview_plain(module, origin, call, terms, footprint)
+            found = plain_workload(module, origin, call, terms.device, footprint)
+            found.plan(terms.budget.nbytes, terms.strategy)
     except BaseException:
         origin.remove_files()
         raise
@@ -169,16 +172,49 @@ def plan(
         CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `stream`.
     """
     terms = Terms.of(budget, device, strategy)
+    return _workload(module, checkpoint, example, terms.device).plan(terms.budget.nbytes, terms.strategy)
+
+
+@_ordinary
+def sweep(
+    module: nn.Module,
+    checkpoint: StrPath | None = None,
+    *,
+    example: Any,
+    budgets: Sequence[int | str | Budget] | None = None,
+    strategies: Sequence[str] | None = None,
+    device: str | torch.device | Device = "cpu",
+) -> Curve:
+    """How fast `module` would be within each of many budgets, by each strategy; nothing is run.
+
+    `penstock.report` draws the result: `save_picture(curve, path)` and `save_page(curve, path)`.
+
+    Args:
+        budgets: sizes as for `stream`; if None, about sixteen from the least to what holds every weight.
+        strategies: by name; if None, all that can plan here.
+        checkpoint, example, device: as for `plan`.
+
+    Raises:
+        PlanError: there is no such strategy.
+        BudgetError: a budget is no size.
+        StreamStateError, CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `plan`.
+    """
+    sizes = [Budget(size).nbytes for size in budgets] if budgets is not None else None
+    found = _workload(module, checkpoint, example, device_of(device))
+    return found.sweep(type(module).__name__, sizes, strategies)
+
+
+def _workload(module: nn.Module, checkpoint: StrPath | None, example: Any, device: Device) -> Workload:
+    """What calls like `example` ask of any budget."""
     call = _call(example) or ((), {})
     _check_module(module)
     if checkpoint is None:
-        return inspect(module).preview(*call, terms)
+        return inspect(module).workload(*call)
     if _stream_of(module) is not None:
         raise StreamStateError(
             "this module is streamed already: leave `checkpoint` out, or call penstock.restore first"
         )
-    origin = Origin.of(module, checkpoint)
-    return preview_plain(module, origin, call, terms, Footprint())
+    return plain_workload(module, Origin.of(module, checkpoint), call, device, Footprint())
 
 
 def _call(example: Any) -> Call | None:

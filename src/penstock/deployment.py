@@ -18,6 +18,7 @@ from penstock.planning import Plan, Problem
 from penstock.runtime.attachment import Attachment
 from penstock.runtime.binding import BoundWeight, FileViews
 from penstock.runtime.devices.base import Device
+from penstock.runtime.events import EventLog
 from penstock.runtime.executor import Executor
 from penstock.runtime.installation import Installation
 from penstock.runtime.pipeline import Pipeline
@@ -69,9 +70,17 @@ class Deployment:
         Raises:
             StreamStateError: there is none.
         """
+        return self.in_force().plan
+
+    def in_force(self) -> Installation:
+        """The plan in force with its problem and its memory.
+
+        Raises:
+            StreamStateError: there is none.
+        """
         if self.installation is None:
             raise StreamStateError("nothing is planned yet: call the module once, or stream it with an `example`")
-        return self.installation.plan
+        return self.installation
 
     @property
     def is_own_process(self) -> bool:
@@ -97,6 +106,8 @@ class Deployment:
                     realign=realigned,
                 )
                 self._closer.pipeline = self.installation.pipeline
+                if self.executor.events is not None:
+                    self.installation.record(self.executor.events)
                 self.realigned, self._is_settled = realigned, False
                 self.executor.install(self.installation.cold, self.installation.pipeline)
                 self.attachment.follow(self.executor, self.installation.cold)
@@ -119,6 +130,16 @@ class Deployment:
                 self._closer.pipeline.close()
             self._closer.pipeline = None  # or its arena would outlive it
             self.executor.uninstall()
+
+    def record(self, events: EventLog | None) -> None:
+        """Note from now on in `events` what this and later installations do; if None, nowhere. While no pass runs."""
+        self.executor.events = events
+        if self.installation is not None:
+            self.installation.record(events)
+
+    def layer_names(self) -> dict[int, str]:
+        """The path of each module, by `id`."""
+        return {id(module): name for name, ref in self._modules.items() if (module := ref()) is not None}
 
     def settle(self) -> None:
         """After a pass: let resident layers run free once they are loaded."""
@@ -149,8 +170,7 @@ class Deployment:
 
     def stall_seconds(self) -> float:
         """For which layers waited so far."""
-        live = self.installation.pipeline.stats.stall_seconds if self.installation is not None else 0.0
-        return self._earlier.stall_seconds + live
+        return self.stats().stall_seconds
 
     def close(self, *, remove_files: bool) -> None:
         """Undo everything but the weights: no thread, descriptor, hook or file is left. Weights stay unreadable."""

@@ -153,13 +153,16 @@ class Footprint:
             if not self.is_measuring:  # what does not go back is no free block of ours
                 self._base += max(self._now() - self._base + self._transient_nbytes - room_nbytes, 0)
         if self.is_measuring:
-            self._begun = read_memory() if reset_peak() else None
+            self._begin_measuring()
 
     def measure_again(self) -> None:
         """Another kind of call is to be measured: what was allocated since the last such pass is not ours."""
         self.is_measuring = True
         return_free_memory()
         self._go_on()
+        self._begin_measuring()
+
+    def _begin_measuring(self) -> None:
         self._begun = read_memory() if reset_peak() else None
 
     def _go_on(self) -> None:

@@ -13,7 +13,8 @@ import penstock
 from penstock.errors import CheckpointError, UnsupportedModelError
 from penstock.models import ModelFolder, load_class
 from penstock.rehearsal import reserve
-from penstock.stream import StreamStats
+from penstock.stats import StreamStats
+from penstock.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ class Generation:
             raise
         self._module = module
 
+    @property
+    def stream(self) -> Stream:
+        """The loaded model's."""
+        return penstock.inspect(self._module)
+
     def run(self, show: Callable[[str], None] | None = None) -> Generated:
         """Continues the text and closes the model's stream.
 
@@ -105,7 +111,7 @@ class Generation:
             streamers.append(_text_streamer(self._tokenizer, show))
         if self._seed is not None:
             torch.manual_seed(self._seed)
-        handle = penstock.inspect(self._module)
+        handle = self.stream
         prompt_tokens = self._inputs["input_ids"].shape[1]
         try:
             started = time.perf_counter()

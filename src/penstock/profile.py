@@ -52,7 +52,8 @@ def make_problem(
         activations_nbytes: what to keep free for a pass's own tensors.
         fixed_nbytes: buffers and parameters that do not stream.
         overhead_nbytes: what a pass was measured to take beyond arena and I/O buffers, activations included; 0 where
-            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead.
+            none was, and `WORKSPACE_NBYTES` and half of the activations are kept free for kernels instead. Below
+            `MEASURABLE_NBYTES` it does not count.
         moved: weights that are moved to an aligned address once they have arrived.
         caution_nbytes: what to keep free besides.
     """
@@ -79,7 +80,7 @@ def make_problem(
         )
         for call in trace.calls
     )
-    if overhead_nbytes:
+    if overhead_nbytes and budget_nbytes >= MEASURABLE_NBYTES:
         bookkeeping_nbytes = max(overhead_nbytes - activations_nbytes, 0) + margin_nbytes(budget_nbytes)
     else:
         workspace_nbytes = WORKSPACE_NBYTES + activations_nbytes // 2

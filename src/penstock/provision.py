@@ -251,7 +251,7 @@ class Provision:
             budget_nbytes=self.terms.budget.nbytes,
             activations_nbytes=activations_nbytes,
             fixed_nbytes=self.fixed_nbytes,
-            overhead_nbytes=self.admission.overhead_nbytes if self.terms.budget.nbytes >= MEASURABLE_NBYTES else 0,
+            overhead_nbytes=self.admission.overhead_nbytes,
             moved=self._to_realign(),
             caution_nbytes=caution_nbytes,
         )

@@ -17,8 +17,6 @@ from penstock.dryrun import dry_trace, prepare
 from penstock.errors import UnsupportedModelError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.matching import match
-from penstock.planning import Plan
-from penstock.preview import preview
 from penstock.provision import Provision
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.collecting import collect_weights
@@ -29,6 +27,7 @@ from penstock.spill import spill
 from penstock.stream import Stream
 from penstock.terms import Terms
 from penstock.trace import Trace
+from penstock.workload import Workload, find_workload
 
 StrPath = str | os.PathLike[str]
 _BUFFER_READERS = 4
@@ -96,7 +95,7 @@ def start(
     """Stream `module`, which is not streamed; after an error it is not, and has its weights if it had them."""
     retain_little(terms.budget.nbytes)
     weights = origin.collect(module, terms.device)
-    _load_buffers(module, origin)
+    load_buffers(module, origin)
     provision = Provision(
         module,
         origin.checkpoint,
@@ -132,7 +131,7 @@ def start_again(
     before = Origin.present(earlier)
     origin = before if path is None else Origin.of(module, path)
     if path is None and call is not None and earlier.is_own_process:
-        earlier.preview(*call, terms)
+        earlier.workload(*call).plan(terms.budget.nbytes, terms.strategy)
     earlier.close(remove_files=False)
     try:
         start(module, origin, call, terms, footprint)
@@ -143,24 +142,23 @@ def start_again(
         before.remove_files()
 
 
-def preview_plain(module: nn.Module, origin: Origin, call: Call, terms: Terms, footprint: Footprint) -> Plan:
-    """The plan for a module that is not streamed and stays as it is."""
-    weights = origin.collect(module, terms.device)
+def plain_workload(module: nn.Module, origin: Origin, call: Call, device: Device, footprint: Footprint) -> Workload:
+    """What such calls ask of any budget, of a module that is not streamed and stays as it is."""
+    weights = origin.collect(module, device)
 
     def dry(args: Any, kwargs: Any) -> Trace | None:
         with footprint.uncounted():
             prepare()
         return dry_trace(module, module.forward, weights, args, kwargs)
 
-    return preview(
-        module,
-        weights,
-        origin.checkpoint,
-        *call,
-        dry=dry,
-        terms=terms,
-        fixed_nbytes=_fixed_nbytes(module, weights),
-    )
+    fixed_nbytes = _fixed_nbytes(module, weights)
+    return find_workload(module, weights, origin.checkpoint, *call, dry=dry, fixed_nbytes=fixed_nbytes)
+
+
+def skeleton_workload(module: nn.Module, origin: Origin, call: Call, device: Device) -> Workload:
+    """The same of a module whose weights and buffers were never loaded; it has its buffers afterwards."""
+    load_buffers(module, origin)
+    return plain_workload(module, origin, call, device, Footprint())
 
 
 def _fixed_nbytes(module: nn.Module, weights: list[BoundWeight]) -> int:
@@ -170,7 +168,7 @@ def _fixed_nbytes(module: nn.Module, weights: list[BoundWeight]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in fixed)
 
 
-def _load_buffers(module: nn.Module, origin: Origin) -> None:
+def load_buffers(module: nn.Module, origin: Origin) -> None:
     """Persistent buffers are small and may be written to: they stay in memory."""
     wanted = [(name, buffer, origin.sources[name]) for name, buffer in module.named_buffers() if name in origin.sources]
     storage = FileStorage(origin.checkpoint.files)

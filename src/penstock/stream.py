@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from penstock.budget import Budget, format_size
 from penstock.checkpoint import Checkpoint
-from penstock.errors import BudgetInfeasibleError
+from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.listening import Clock, heard, listening
 from penstock.planning import Plan
-from penstock.preview import preview
 from penstock.provision import Provision
 from penstock.recorder import Recorder
+from penstock.report.predicted import predicted_tracks
+from penstock.report.recorded import Recording
+from penstock.report.timeline import Tracks
 from penstock.runtime.binding import BoundWeight
+from penstock.runtime.events import EventLog
 from penstock.runtime.reading import read_weight
 from penstock.runtime.rows import RowTable
 from penstock.runtime.storage import FileStorage
 from penstock.signature import Signature
+from penstock.stats import StreamStats
 from penstock.terms import Terms
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStats:
-    """What a stream did since it was made.
-
-    Attributes:
-        passes: passes run.
-        bytes_read: from storage, rows of tables included.
-        stall_seconds: for which layers waited for their weights.
-        demand_loads: loads that the plan did not foresee, and weights that had to be mapped.
-        peak_nbytes: most bytes that the budget was used for: arena, I/O buffers, bookkeeping, activations as traced.
-        pass_stall_seconds: the part of `stall_seconds` in the last pass.
-    """
-
-    passes: int
-    bytes_read: int
-    stall_seconds: float
-    demand_loads: int
-    peak_nbytes: int
-    pass_stall_seconds: float
+from penstock.workload import Workload, find_workload
 
 
 class Stream:
@@ -126,25 +110,57 @@ class Stream:
             )
         return "\n".join(lines)
 
-    def __repr__(self) -> str:
-        return f"<penstock.Stream of {type(self._deployment.module).__name__} within {format_size(self.budget.nbytes)}>"
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Recording]:
+        """Note what storage, layers and waits do in the block, for a timeline: `recording.save("trace.json")`.
 
-    def preview(self, args: Any, kwargs: Any, terms: Terms) -> Plan:
-        """The plan for calls like this one on these terms, which is not followed.
+        Layers whose weights are all resident are not attended to; the timeline shows them as one between the others.
+        What is noted lies outside the budget, about a kilobyte for each load of a pass, and ends at some thousand
+        passes' worth of it.
 
         Raises:
-            BudgetInfeasibleError: there is none.
+            StreamStateError: it is being recorded already, or a pass of this very thread runs.
         """
+        deployment = self._deployment
+        log = EventLog(deployment.layer_names())
+        with deployment.executor.exclusively():
+            if deployment.executor.events is not None:
+                raise StreamStateError("this stream is being recorded already: end that recording first")
+            deployment.record(log)
+        try:
+            yield Recording(log, f"{self._title()}, as it ran")
+        finally:
+            with deployment.executor.exclusively():
+                deployment.record(None)
+
+    def predicted(self) -> Tracks:
+        """The first passes as the plan in force predicts them, for a timeline: `stream.predicted().save(path)`.
+
+        Raises:
+            StreamStateError: nothing is planned yet.
+        """
+        with self._deployment.executor.exclusively():
+            found = self._deployment.in_force()
+            title = f"{self._title()}, predicted ({found.plan.strategy})"
+            return predicted_tracks(found.problem, found.plan, title)
+
+    def _title(self) -> str:
+        return f"{type(self._deployment.module).__name__} within {format_size(self.budget.nbytes)}"
+
+    def __repr__(self) -> str:
+        return f"<penstock.Stream of {self._title()}>"
+
+    def workload(self, args: Any, kwargs: Any) -> Workload:
+        """What calls like this one ask of any budget."""
         provision = self._provision
         with self._deployment.executor.exclusively():
-            return preview(
+            return find_workload(
                 self._deployment.module,
                 provision.weights,
                 provision.checkpoint,
                 args,
                 kwargs,
                 dry=provision.dry,
-                terms=terms,
                 fixed_nbytes=provision.fixed_nbytes,
             )
 
@@ -267,8 +283,10 @@ class Stream:
         provision.learn_anew(signature, recorder.trace(is_timed=True, arguments_nbytes=signature.nbytes))
         return result
 
-    def _count_rows(self, nbytes: int) -> None:
+    def _count_rows(self, nbytes: int, since: float) -> None:
         self._row_nbytes += nbytes
+        if self._deployment.executor.events is not None:
+            self._deployment.executor.events.rows_read(nbytes, since)
 
 
 def _refuse_beyond(plan: Plan) -> Callable[[int], None]:

@@ -30,12 +30,17 @@ class Terms:
             PlanError: there is no such strategy.
             UnsupportedModelError: there is no such device.
         """
-        terms = cls(Budget(budget), _device(device), strategy)
+        terms = cls(Budget(budget), device_of(device), strategy)
         get_strategy(strategy)
         return terms
 
 
-def _device(device: str | torch.device | Device) -> Device:
+def device_of(device: str | torch.device | Device) -> Device:
+    """The device that a caller names.
+
+    Raises:
+        UnsupportedModelError: there is none of that name.
+    """
     if isinstance(device, Device):
         return device
     try:

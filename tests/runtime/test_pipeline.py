@@ -271,7 +271,7 @@ def test_a_planned_load_starts_when_the_call_that_it_follows_has_ended(file: Pat
                 pipeline.release(call)
                 assert device.submitted[-1] == call
                 pipeline.ended(call)
-            pipeline.next_pass()
+            pipeline.ended(None)
         assert pipeline.stats.demand_loads == 0
 
 

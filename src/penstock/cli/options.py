@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,12 @@ def parse_budget(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def check_writable(option: str, file: Path | None) -> None:
+    """Refuses an output file whose folder cannot be written to, before anything runs for it."""
+    if file is not None and (not file.parent.is_dir() or not os.access(file.parent, os.W_OK)):
+        raise UsageError(f"{option} {file}: {file.parent} is not a folder that can be written to")
+
+
 Model = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="A local folder in the Hub's layout: config.json and safetensors weights."),
@@ -37,6 +44,20 @@ Budgets = Annotated[
     typer.Option(
         "--budget", metavar="SIZE", parser=parse_budget, help="Cap on all memory of the model; may be repeated."
     ),
+]
+BudgetOrSweep = Annotated[
+    int | None,
+    typer.Option(
+        "--budget", metavar="SIZE", parser=parse_budget, help="Cap on all memory of the model: 512MiB, 2GB, or bytes."
+    ),
+]
+Strategies = Annotated[
+    list[str] | None,
+    typer.Option("--strategy", help="How to choose what stays and what streams; with --sweep, may be repeated."),
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write what happens when, as a trace for ui.perfetto.dev or chrome://tracing."),
 ]
 Strategy = Annotated[str, typer.Option(help="How to choose what stays and what streams.")]
 Inputs = Annotated[

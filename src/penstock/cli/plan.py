@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from penstock.cli.options import Batch, Budget, Inputs, Json, Model, Strategy, Tokens
+import typer
+
+from penstock.cli.options import (
+    Batch,
+    BudgetOrSweep,
+    Inputs,
+    Json,
+    Model,
+    Strategies,
+    Timeline,
+    Tokens,
+    UsageError,
+    check_writable,
+)
 from penstock.cli.run import refusals, streamed
+from penstock.cli.sweep import check_drawings, show_sweep
 from penstock.cli.terminal import Terminal
 from penstock.models import ModelFolder, open_folder
 
@@ -16,24 +31,78 @@ if TYPE_CHECKING:
 
 def plan(
     model: Model,
-    budget: Budget,
+    budget: BudgetOrSweep = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Instead of one budget: all that make sense.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --sweep: draw it as FILE.png or FILE.svg.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --sweep: draw it as an interactive page, FILE.html.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --sweep: also run it, in a handful of the budgets.")
+    ] = False,
+    timeline: Timeline = None,
     inputs: Inputs = None,
     batch: Batch = 1,
     tokens: Tokens = 128,
-    strategy: Strategy = "auto",
+    strategy: Strategies = None,
     as_json: Json = False,
 ) -> None:
-    """Show how MODEL would run inside a budget, or the smallest budget in which it can."""
-    import penstock
-
+    """Show how MODEL would run inside a budget, or the smallest budget in which it can; or, with --sweep, in all."""
+    _check_options(
+        budget, sweep, strategy or [], {"--picture": picture, "--page": page, "--measure": measure}, timeline
+    )
     terminal = Terminal(as_json=as_json)
+    check_drawings(picture, page)
+    check_writable("--timeline", timeline)
     folder = open_folder(model)
     cls = folder.load_class()
     example = example_for(folder, inputs, batch, tokens)
-    with terminal.progress() as report, refusals(f"{cls.__name__} refuses these inputs"):
+    with refusals(f"{cls.__name__} refuses these inputs"):
+        if budget is not None:
+            _show(terminal, folder, cls, example, budget, (strategy or ["auto"])[0], timeline)
+        else:
+            show_sweep(
+                terminal,
+                folder,
+                cls,
+                example,
+                strategies=strategy or None,
+                measures=measure,
+                picture=picture,
+                page=page,
+            )
+
+
+def _check_options(
+    budget: int | None, sweep: bool, strategies: list[str], of_sweep: dict[str, object], timeline: Path | None
+) -> None:
+    if sweep and budget is not None:
+        raise UsageError("--sweep shows every budget: leave --budget out")
+    if not sweep and budget is None:
+        raise UsageError("Missing option '--budget' (or --sweep, to see what each would bring)")
+    if sweep and timeline is not None:
+        raise UsageError("--timeline is of one budget: give --budget instead of --sweep")
+    for name, given in of_sweep.items():
+        if given and not sweep:
+            raise UsageError(f"{name} goes with --sweep, not with --budget")
+    if not sweep and len(strategies) > 1:
+        raise UsageError("--strategy may be repeated with --sweep only")
+
+
+def _show(
+    terminal: Terminal, folder: ModelFolder, cls: Any, example: Any, budget: int, strategy: str, timeline: Path | None
+) -> None:
+    import penstock
+
+    with terminal.progress() as report:
         report("planning", 0, 0)
         with streamed(cls, folder.path, budget=budget, strategy=strategy, example=example) as module:
-            found = penstock.inspect(module).plan
+            stream = penstock.inspect(module)
+            found = stream.plan
+            if timeline is not None:
+                stream.predicted().save(timeline)
     terminal.show(found.explain())
     terminal.emit(json.loads(found.to_json()))
 

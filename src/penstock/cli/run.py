@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect as python_inspect
-import os
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.budget import format_size
-from penstock.cli.options import Budget, Json, Model, Strategy, UsageError
+from penstock.cli.options import Budget, Json, Model, Strategy, Timeline, UsageError, check_writable
 from penstock.cli.terminal import Terminal, milliseconds
 from penstock.errors import PenstockError, UnsupportedModelError
 from penstock.models import open_folder
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from penstock.models import ModelFolder
-    from penstock.stream import StreamStats
+    from penstock.stats import StreamStats
+    from penstock.stream import Stream
 
 
 def run(
@@ -41,6 +41,7 @@ def run(
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="With --temperature: for the same sample again.")] = None,
     strategy: Strategy = "auto",
+    timeline: Timeline = None,
     as_json: Json = False,
 ) -> None:
     """Run MODEL inside a budget: with --prompt, or with --inputs and --outputs."""
@@ -51,22 +52,25 @@ def run(
             raise UsageError("--prompt is empty")
     elif inputs is None or outputs is None:
         raise UsageError("give --prompt TEXT, or both --inputs FILE and --outputs FILE")
+    check_writable("--outputs", outputs)
+    check_writable("--timeline", timeline)
     terminal = Terminal(as_json=as_json)
     folder = open_folder(model)
     if prompt is not None:
         from penstock.generation import Generation  # torch and transformers, which a wrong flag need not wait for
 
         job = Generation(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        _continue_text(terminal, job, budget, strategy)
+        _continue_text(terminal, job, budget, strategy, timeline)
     elif inputs is not None and outputs is not None:
-        _map_tensors(terminal, folder, budget, strategy, inputs, outputs)
+        _map_tensors(terminal, folder, budget, strategy, inputs, outputs, timeline)
 
 
-def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str) -> None:
+def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str, timeline: Path | None) -> None:
     with terminal.progress() as report:
         report("loading", 0, 0)
         job.load(budget, strategy)
-    result = job.run(show=None if terminal.as_json else terminal.stream)
+    with recorded(job.stream, timeline):
+        result = job.run(show=None if terminal.as_json else terminal.stream)
     terminal.show(
         f"\n{result.new_tokens} tokens, {result.tokens_per_second:.2f} tokens/s, first after "
         f"{result.first_token_seconds:.2f} s; {_spent(result.stats)}"
@@ -75,15 +79,19 @@ def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str) -> 
 
 
 def _map_tensors(
-    terminal: Terminal, folder: ModelFolder, budget: int, strategy: str, inputs: Path, outputs: Path
+    terminal: Terminal,
+    folder: ModelFolder,
+    budget: int,
+    strategy: str,
+    inputs: Path,
+    outputs: Path,
+    timeline: Path | None,
 ) -> None:
     import torch
 
     import penstock
     from penstock.tensors import load_tensors, named_tensors, save_tensors
 
-    if not outputs.parent.is_dir() or not os.access(outputs.parent, os.W_OK):
-        raise UsageError(f"--outputs {outputs}: {outputs.parent} is not a folder that can be written to")
     arguments = load_tensors(inputs)
     cls = folder.load_class()
     _check_names(cls, arguments)
@@ -91,12 +99,13 @@ def _map_tensors(
         report("loading", 0, 0)
         with streamed(cls, folder.path, budget=budget, strategy=strategy) as module:
             report("running", 0, 0)
-            with torch.inference_mode(), refusals(f"{cls.__name__} refuses these inputs"):
+            stream = penstock.inspect(module)
+            with recorded(stream, timeline), torch.inference_mode(), refusals(f"{cls.__name__} refuses these inputs"):
                 started = time.perf_counter()
                 result = named_tensors(module(**arguments))
                 seconds = time.perf_counter() - started
             save_tensors(result, outputs)
-            stats = penstock.inspect(module).stats
+            stats = stream.stats
     for name, tensor in result.items():
         terminal.show(f"{name}: {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}")
     terminal.show(f"{milliseconds(seconds)}; {_spent(stats)}; written to {outputs}")
@@ -116,6 +125,17 @@ def streamed(cls: Any, path: Path, **how: Any) -> Iterator[Any]:
         yield module
     finally:
         penstock.inspect(module).close()
+
+
+@contextmanager
+def recorded(stream: Stream, timeline: Path | None) -> Iterator[None]:
+    """What the stream does in the block is written to the file `timeline`, if one is named."""
+    if timeline is None:
+        yield
+        return
+    with stream.record() as recording:
+        yield
+    recording.save(timeline)
 
 
 @contextmanager

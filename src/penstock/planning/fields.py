@@ -78,6 +78,13 @@ class Fields:
             raise PlanError(f"{path} is {_kind(value)}, not a list: make it again")
         return tuple(read(item, f"{path}[{index}]") for index, item in enumerate(value))
 
+    def optional(self, name: str, read: Callable[[Fields, str], _T]) -> _T | None:
+        """A field that may be null, read by `read(self, name)` where it is not."""
+        if self._value.get(name, name) is None:
+            self._take(name)
+            return None
+        return read(self, name)
+
     def finish(self) -> None:
         """Refuse fields that nobody took: they may change the meaning."""
         if self._value:

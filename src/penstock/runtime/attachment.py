@@ -68,7 +68,7 @@ class Attachment:
         parameter: nn.Parameter,
         table: RowTable,
         holdings: Holdings,
-        count: Callable[[int], None],
+        count: Callable[[int, float], None],
     ) -> None:
         """Answer the lookups of `module` from storage."""
         forward = module.forward

@@ -17,6 +17,7 @@ from torch import nn
 
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.runtime.binding import BoundWeight, FileViews
+from penstock.runtime.events import EventLog
 from penstock.runtime.holdings import Holdings
 from penstock.runtime.passes import NO_GRADIENTS, apart, computing
 from penstock.runtime.pipeline import READY, Pipeline
@@ -33,6 +34,7 @@ class Executor:
     Attributes:
         holdings: which of them are readable.
         passes: passes run.
+        events: where to note passes and layers, if anywhere.
     """
 
     def __init__(self, weights: list[BoundWeight], views: FileViews) -> None:
@@ -50,6 +52,7 @@ class Executor:
         self._schedule: Schedule = NO_SCHEDULE
         self._order: tuple[int, ...] = ()
         self.passes = 0
+        self.events: EventLog | None = None
 
     def install(self, schedule: Schedule, pipeline: Pipeline) -> None:
         """Follow `schedule` from the next pass on, all of it still to be loaded."""
@@ -106,10 +109,14 @@ class Executor:
                 self._in_pass, self._owner = True, threading.get_ident()
                 if self._is_cold and self._schedule.preloads:
                     self._preload()
+                if self.events is not None:
+                    self.events.pass_begun()
                 with computing():
                     result = forward(*args, **kwargs)
                 complete = True
             finally:
+                if self.events is not None:
+                    self.events.pass_ended()
                 self._in_pass, self._owner = False, None
                 self._end_pass(complete=complete)
             after()
@@ -135,7 +142,7 @@ class Executor:
         used, self._used = self._used, []
         expected, self._expected = self._expected, 0
         in_order = expected == len(self._schedule.calls)
-        self._pipeline.next_pass()
+        self._pipeline.ended(None)
         if not complete:
             self._mend()
         elif self._is_cold:
@@ -186,8 +193,12 @@ class Executor:
                 expected = self._depart(site)
             if self._pipeline.pace.is_driven:
                 self._pipeline.begun(expected)
+            if self.events is not None:
+                self.events.layer_called(site.module)
             call = self.holdings.hold(schedule.calls[expected])
             self._used.extend(call.loads)
+            if self.events is not None:
+                self.events.layer_begun(site.module)
             return call
         except BaseException:
             self._is_torn = True
@@ -201,6 +212,8 @@ class Executor:
     def end(self, call: BoundCall) -> None:
         """The layer has computed: what no other layer holds becomes unreadable and its space free."""
         try:
+            if self.events is not None:
+                self.events.layer_ended()
             self.holdings.let_go(call.loads, call.last_use)
             if self._pipeline.pace.is_driven:
                 self._pipeline.ended(call.position)

@@ -9,6 +9,7 @@ from torch import nn
 from penstock.planning import Plan, Problem
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Device
+from penstock.runtime.events import EventLog
 from penstock.runtime.pacing import make_pace
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.scheduling import DividedModule, make_schedule
@@ -53,6 +54,10 @@ class Installation:
     def arena_nbytes(self) -> int:
         """How much of arena and staging memory is in memory."""
         return sum(arena.resident_nbytes() for arena in self._arenas)
+
+    def record(self, events: EventLog | None) -> None:
+        """Note from now on in `events` what happens to loads; if None, nowhere."""
+        self.pipeline.record(events, [load.weight.name for load in self.cold.loads])
 
     def close(self) -> None:
         """End every transfer and thread; the memory goes with the last tensor over it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from penstock.checkpoint import Piece, WeightSource
 from penstock.layout import sliced
 from penstock.runtime.devices.base import Expected
+from penstock.runtime.events import NotedLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,15 @@ class PlannedLoad:
     realign: bool
     resident: bool = False
     staging_offset: int | None = None
+
+    @property
+    def extent_nbytes(self) -> int:
+        """The bytes of its blocks."""
+        return self.extent_end - self.extent_begin
+
+    def noted(self, name: str) -> NotedLoad:
+        """As events know it, under the name of its weight."""
+        return NotedLoad(name, self.extent_nbytes, self.resident)
 
 
 def part_of(source: WeightSource, first_byte: int, nbytes: int) -> WeightSource:

@@ -40,11 +40,8 @@ class Pace:
     def free(self) -> None:
         """Calls depart from the order: hold nothing back until the next restart."""
 
-    def next_pass(self) -> None:
-        """A pass has ended."""
-
-    def ended(self, call: int) -> None:
-        """A call of the schedule has ended."""
+    def ended(self, call: int | None) -> None:
+        """A call of the schedule has ended; None: the pass."""
 
     def may_start(self, load: int, lap: int) -> bool:
         """Whether `load` of that lap may start."""
@@ -75,12 +72,11 @@ class PlannedPace(Pace):
     def free(self) -> None:
         self._is_free = True
 
-    def next_pass(self) -> None:
-        self._passes += 1
-        self._ended = 0
-
-    def ended(self, call: int) -> None:
-        self._ended = max(self._ended, call + 1)
+    def ended(self, call: int | None) -> None:
+        if call is None:
+            self._passes, self._ended = self._passes + 1, 0
+        else:
+            self._ended = max(self._ended, call + 1)
 
     def may_start(self, load: int, lap: int) -> bool:
         after = self._gates.after.get(load)

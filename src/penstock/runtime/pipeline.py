@@ -1,12 +1,9 @@
 """Loads in plan order, paced by finished layers.
 
-The pipeline keeps each load in one of three states. It submits loads strictly in order, each as soon as
-every load whose extent overlaps its own has been released; so a layer can never compute with bytes that are
-not its own, whatever order completions arrive in. After the last load of a pass it goes on with the first:
-weights never change, so bytes that arrived early for the next pass are the right bytes.
-
-Order and addresses come from the plan. A caller that departs from it seeks, or demands single loads; the
-pipeline then gives up whatever is in the way and unused.
+It submits loads strictly in order, each as soon as every load whose extent overlaps its own has been released; so a
+layer can never compute with bytes that are not its own, whatever order completions arrive in. After the last load of a
+pass it goes on with the first: weights never change. A caller that departs from the order seeks, or demands single
+loads; the pipeline then gives up whatever is in the way.
 """
 
 from __future__ import annotations
@@ -17,9 +14,12 @@ import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from penstock.errors import PenstockError, StorageError, StreamStateError
+from penstock.errors import StreamStateError
 from penstock.runtime.devices.base import Arena, Device, TransferQueue
+from penstock.runtime.events import EventLog
+from penstock.runtime.failures import Failures
 from penstock.runtime.loads import PlannedLoad, conflicts, expected
+from penstock.runtime.order import LoadOrder
 from penstock.runtime.pacing import Gates, LockstepPace, Pace
 from penstock.runtime.pipeline_stats import PipelineStats
 from penstock.runtime.storage import Storage
@@ -54,13 +54,11 @@ class Pipeline:
         self.states = [ABSENT] * len(self._loads)
         self.held = [0] * len(self._loads)  # layers that compute with it now
         self.stats = PipelineStats()
+        self._events: EventLog | None = None
         self._doomed: set[int] = set()  # in flight, but wanted no more
-        self._errors: dict[int, BaseException] = {}
-        self._forgiven: set[int] = set()  # in flight, and nobody is to meet its error
+        self._failures = Failures()
         self._conflicts = conflicts(self._loads)
-        self._order: tuple[int, ...] = ()
-        self._next = self._lap = 0
-        self._then: tuple[int, ...] = ()
+        self._order = LoadOrder()
         self.pace = pace or Pace()
         self._in_flight = 0
         self._in_flight_nbytes = 0
@@ -77,11 +75,19 @@ class Pipeline:
         with self._changed:
             self._check_open()
             self._discard_unheld(range(len(self._loads)))
-            self._order = tuple(load for load in first if self.states[load] == ABSENT or load in self._doomed)
-            self._then, self._next, self._lap = tuple(then), 0, 0
+            self._order.set(self._missing(first), then)
             self.pace.restart()
             self._expect()
             self._pump()
+
+    def record(self, events: EventLog | None, names: Sequence[str]) -> None:
+        """Note from now on in `events` what happens to loads, which are called `names`; if None, nowhere."""
+        with self._changed:
+            self._events = self._queue.events = events
+            if events is not None:
+                present = [load for load, state in enumerate(self.states) if state != ABSENT]
+                noted = [load.noted(name) for name, load in zip(names, self._loads, strict=True)]
+                events.plan_taken(noted, present, self.arena.nbytes)
 
     def seek(self, call_order: Sequence[int], keep: Callable[[int], bool]) -> None:
         """Go on with `call_order`, and after it with the order that repeats.
@@ -91,8 +97,7 @@ class Pipeline:
         with self._changed:
             self._check_open()
             self._discard_unheld([load for load in range(len(self._loads)) if not keep(load)])
-            self._order = tuple(load for load in call_order if self.states[load] == ABSENT or load in self._doomed)
-            self._next = 0
+            self._order.set(self._missing(call_order), self._order.then, self._order.lap)
             self.pace.free()
             self._expect()
             self._pump()
@@ -100,13 +105,15 @@ class Pipeline:
     def begun(self, call: int) -> None:
         """A call of the schedule begins. In lockstep it waits for all that is under way, then the next cycle begins."""
         if isinstance(self.pace, LockstepPace) and self.pace.begins_layer(call):
+            began = perf_counter()
             self._queue.drain()
+            self.stats.stall_seconds += perf_counter() - began
             with self._changed:
                 self._expect()
                 self._pump()
 
-    def ended(self, call: int) -> None:
-        """A call of the schedule has ended."""
+    def ended(self, call: int | None) -> None:
+        """A call of the schedule has ended; None: the pass, and the next one's calls will be told of."""
         with self._changed:
             self.pace.ended(call)
             if self._blocked:
@@ -117,24 +124,15 @@ class Pipeline:
         with self._changed:
             self.pace.set(gates)
 
-    def next_pass(self) -> None:
-        """A pass has ended, and the next one's calls will be told of."""
-        with self._changed:
-            self.pace.next_pass()
-            if self._blocked:
-                self._pump()
-
     def forgive(self) -> None:
         """Forget errors that nobody has met yet: what failed may work by now, and is tried again.
 
         What is in flight is of the past, too: nobody meets its error either, a layer that wants it has it read again.
         """
         with self._changed:
-            self._forgiven = {load for load, state in enumerate(self.states) if state == LOADING}
-            if self._errors:
-                self._errors.clear()
-                if not self._closed:
-                    self._pump()
+            in_flight = (load for load, state in enumerate(self.states) if state == LOADING)
+            if self._failures.forgive(in_flight) and not self._closed:
+                self._pump()
 
     def hold(self, load: int) -> None:
         """Wait until `load` is there and keep it until `release`.
@@ -144,7 +142,11 @@ class Pipeline:
             StorageError, CheckpointError: it could not be read. A later call tries again.
         """
         if self.states[load] != READY:
+            if self._events is not None:
+                self._events.wait_begun(load)
             self._wait(load)
+            if self._events is not None:
+                self._events.wait_ended(load)
         self.held[load] += 1
 
     def release(self, load: int, *, keep: bool = False) -> None:
@@ -165,16 +167,15 @@ class Pipeline:
         with self._changed:
             if self._closed:
                 return
-            self._order, self._then, self._next = (), (), 0
+            self._order.set((), ())
             self._queue.expect((), ())
         self._queue.drain()  # without the lock: readers take it to report
         with self._changed:
             for load, state in enumerate(self.states):
                 if state == LOADING:
-                    self.states[load] = ABSENT
+                    self._set_absent(load)
             self._doomed.clear()
-            self._errors.clear()
-            self._forgiven.clear()
+            self._failures.forgive(())
             self._in_flight = self._in_flight_nbytes = 0
 
     def close(self) -> None:
@@ -182,7 +183,7 @@ class Pipeline:
         if os.getpid() == self._process:  # a child has neither the threads nor the holder of the lock
             with self._changed:
                 self._closed = True
-                self._order, self._then, self._next = (), (), 0
+                self._order.set((), ())
                 self._changed.notify_all()
         self._queue.close()
 
@@ -191,6 +192,9 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise StreamStateError("this stream is closed")
+
+    def _missing(self, order: Sequence[int]) -> list[int]:
+        return [load for load in order if self.states[load] == ABSENT or load in self._doomed]
 
     def _discard_unheld(self, loads: Sequence[int]) -> None:
         for load in loads:
@@ -202,8 +206,7 @@ class Pipeline:
         with self._changed:
             while self.states[load] != READY:
                 self._check_open()
-                if load in self._errors:
-                    raise _reraisable(self._errors.pop(load))
+                self._failures.meet(load)
                 self._doomed.discard(load)
                 if self.states[load] == ABSENT and not self._in_flight and not self._pump():
                     self._demand(load)
@@ -215,30 +218,25 @@ class Pipeline:
         """Submit what may start; whether anything is in flight afterwards."""
         self._blocked = False
         while self._in_flight_nbytes < IN_FLIGHT_NBYTES or self._in_flight < IN_FLIGHT_LOADS:
-            if self._next == len(self._order):
-                self._order, self._next = self._then, 0
-                self._lap += 1
-                if not self._order:
-                    break
-            load = self._order[self._next]
-            if load in self._errors or self.states[load] != ABSENT or self._is_obstructed(load):
+            if (load := self._order.peek()) is None:
+                break
+            if not self._may_start(load):
                 self._blocked = True
                 break
-            if not self.pace.may_start(load, self._lap):
-                self._blocked = True
-                break
-            self._next += 1
+            self._order.take()
             self._submit(load)
         return self._in_flight > 0
 
     def _expect(self) -> None:
         """Let a queue with a copy stage know what comes."""
         if self._is_staged:
-            order, then = self.pace.ahead(self._order, self._then)
+            order, then = self.pace.ahead(self._order.first, self._order.then)
             self._queue.expect(expected(self._loads, order), expected(self._loads, then))
 
-    def _is_obstructed(self, load: int) -> bool:
-        return any(self.states[other] != ABSENT for other in self._conflicts[load])
+    def _may_start(self, load: int) -> bool:
+        if load in self._failures or self.states[load] != ABSENT or not self.pace.may_start(load, self._order.lap):
+            return False
+        return all(self.states[other] == ABSENT for other in self._conflicts[load])
 
     def _demand(self, load: int) -> None:
         """Load it now, out of order, giving up what is in the way."""
@@ -252,50 +250,52 @@ class Pipeline:
     def _submit(self, load: int) -> None:
         planned = self._loads[load]
         self.states[load] = LOADING
-        self._in_flight += 1
-        self._in_flight_nbytes += planned.source.nbytes
+        if self._events is not None:
+            self._events.place_taken(load)
+        self._count(load, 1)
         try:
             self._queue.submit(
                 load, planned.source, planned.offset, realign=planned.realign, staging_offset=planned.staging_offset
             )
         except BaseException:
             # An interrupt before the queue had it: as if it had never been begun.
-            self.states[load] = ABSENT
-            self._in_flight -= 1
-            self._in_flight_nbytes -= planned.source.nbytes
+            self._set_absent(load)
+            self._count(load, -1)
             raise
 
+    def _count(self, load: int, change: int) -> None:
+        self._in_flight += change
+        self._in_flight_nbytes += change * self._loads[load].source.nbytes
+
+    def _set_absent(self, load: int) -> None:
+        self.states[load] = ABSENT
+        if self._events is not None:
+            self._events.place_freed(load)
+
     def _discard(self, load: int) -> None:
-        self._errors.pop(load, None)
+        self._failures.forget(load)
         if self.states[load] == LOADING:
             self._doomed.add(load)
         elif self.states[load] == READY and not self._loads[load].resident:
-            self.states[load] = ABSENT
-            planned = self._loads[load]
-            self._device.freed(self.arena, planned.extent_begin, planned.extent_end - planned.extent_begin)
+            self._set_absent(load)
+            self._device.freed(self.arena, self._loads[load].extent_begin, self._loads[load].extent_nbytes)
 
     def _arrived(self, load: int, error: BaseException | None) -> None:
         with self._changed:
-            self._in_flight -= 1
-            self._in_flight_nbytes -= self._loads[load].source.nbytes
-            self.states[load] = ABSENT
+            self._count(load, -1)
+            if self._events is not None:
+                self._events.arrived(load)
             if error is not None:
-                if load not in self._doomed and load not in self._forgiven:
-                    self._errors[load] = error
+                self._set_absent(load)
+                if load not in self._doomed:
+                    self._failures.note(load, error)
             else:
                 self.stats.bytes_read += self._loads[load].source.nbytes
                 self.states[load] = READY
                 if load in self._doomed:
                     self._discard(load)
             self._doomed.discard(load)
-            self._forgiven.discard(load)
+            self._failures.arrived(load)
             if not self._closed:
                 self._pump()
             self._changed.notify_all()
-
-
-def _reraisable(error: BaseException) -> BaseException:
-    """A fresh error for each caller: raising one object twice would grow its traceback and hide the second place."""
-    if isinstance(error, PenstockError):
-        return type(error)(*error.args)
-    return StorageError(f"reading weights failed: {error!r}")

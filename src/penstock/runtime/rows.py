@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -107,11 +108,15 @@ class RowTable:
 
 
 class RowLookup(TorchDispatchMode):
-    """While active, answers lookups in one parameter's table from storage."""
+    """While active, answers lookups in one parameter's table from storage.
 
-    def __init__(self, parameter: torch.Tensor, table: RowTable, read: Callable[[int], None]) -> None:
+    Args:
+        count: told the bytes of the rows that were read, and since when on the clock of `time.perf_counter`.
+    """
+
+    def __init__(self, parameter: torch.Tensor, table: RowTable, count: Callable[[int, float], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameter, self._table, self._count = parameter, table, read
+        self._parameter, self._table, self._count = parameter, table, count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.embedding.default and args[0] is self._parameter:
@@ -126,7 +131,8 @@ class RowLookup(TorchDispatchMode):
                     f"index {unique[0] if unique[0] < 0 else unique[-1]} is out of range for an embedding table "
                     f"of {self._table.rows} rows"
                 )
+            since = perf_counter()
             rows = self._table.read(unique.astype(np.int64))
-            self._count(rows.numel() * rows.element_size())
+            self._count(rows.numel() * rows.element_size(), since)
             return torch.ops.aten.embedding.default(rows, torch.from_numpy(inverse).view(indices.shape))
         return func(*args, **(kwargs or {}))

@@ -53,6 +53,11 @@ class WeightSlice:
         self.source = WeightSource(source.dtype, ((self.end - self.begin) * first, *source.shape[1:]), pieces)
 
     @property
+    def name(self) -> str:
+        """The weight's, and which of its rows."""
+        return f"{self.whole.name}[{self.begin}:{self.end}]"
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of its elements."""
         return self.whole.dtype
@@ -164,7 +169,7 @@ def _padded(module: Any, given: torch.Tensor) -> torch.Tensor:
 
 def _data(item: WeightSlice) -> torch.Tensor:
     if item.data is None:
-        raise StreamStateError(f"rows {item.begin} to {item.end} of {item.whole.name} are not in memory")
+        raise StreamStateError(f"{item.name} is not in memory")
     return item.data
 
 

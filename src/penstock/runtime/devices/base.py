@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from penstock.checkpoint import WeightSource
+from penstock.runtime.events import EventLog
 from penstock.runtime.storage import Storage
 
 Completion = Callable[[int, BaseException | None], None]
@@ -44,7 +45,13 @@ class Arena(ABC):
 
 
 class TransferQueue(ABC):
-    """Transfers from storage into one arena, several in flight, begun in the order submitted."""
+    """Transfers from storage into one arena, several in flight, begun in the order submitted.
+
+    Attributes:
+        events: where to note when a ticket's bytes begin to be read or copied, if anywhere.
+    """
+
+    events: EventLog | None = None
 
     @abstractmethod
     def submit(

@@ -177,6 +177,9 @@ class CpuQueue(TransferQueue):
                 waiting.go_on.wait()
                 continue
             ticket, transfer = waiting
+            events = self.events
+            if events is not None:
+                events.read_begun(ticket)
             error: BaseException | None = None
             try:
                 filler.fill(transfer)

@@ -155,6 +155,7 @@ class StagedQueue(TransferQueue):
         """Read into staging if the place is free."""
         if self._in_the_way(source, staging_offset):
             return False
+        self._reader.events = self.events
         self._reader.submit(ticket, source, staging_offset)
         # Its arrival waits for the lock; an interrupt before this leaves nothing.
         self._stays[ticket] = _Stay(*self._extent(source, staging_offset))
@@ -220,8 +221,12 @@ class StagedQueue(TransferQueue):
         stay = self._stays[copy.ticket]
         if stay.error is not None:
             raise stay.error
-        settled = settled_offset(copy.offset, realign=copy.realign)
+        settled, events = settled_offset(copy.offset, realign=copy.realign), self.events
+        if events is not None:
+            events.copy_begun(copy.ticket)
         self._arena.copy_from(self._staging, copy.staging_offset, settled, copy.source.nbytes)
+        if events is not None:
+            events.copy_ended(copy.ticket)
 
 
 def _nobody(ticket: int, error: BaseException | None) -> None:
