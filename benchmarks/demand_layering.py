@@ -2,8 +2,8 @@
 
 Storage suffices where the resident model computes at least as long as storage needs for all weights, so the batch is
 chosen for that. Then budgets are tried in descending order. Both models are in one process, where a model computes at
-the same speed each time, and take turns; the number is the median of the ratios of neighbours. The smallest budget within
-a limit is run once more by itself, capped at the budget in a memory cgroup.
+the same speed each time, and take turns; the number is the median of the ratios of neighbours. The smallest budget
+within a limit is run once more by itself, capped at the budget in a memory cgroup.
 
 Two amounts of memory are told: the *weights' part*, which is arena, staging memory and I/O buffers, what Ji et al.
 ("Demand Layering", RTSS 2022) count; and *all of it*, the budget, which holds activations and workspace, too.
@@ -61,7 +61,7 @@ def main(
     for model in chosen:
         for margin in (float(part) for part in margins.split(",")):
             cell = run_apart(measure, model, margin, percents, repeats)
-            cell["least"] = [find_least(model.with_batch(cell["batch"]), cell, limit) for limit in LIMITS]
+            cell["least"] = find_least(model.with_batch(cell["batch"]), cell["tries"])
             everything["cells"].append({"model": model.name, "title": model.title, "margin": margin, **cell})
             results.write(out, everything)
             say(describe(everything["cells"][-1]))
@@ -171,15 +171,23 @@ def _retain_as_usual() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2 * _GLIBC_MMAP_NBYTES)
 
 
-def find_least(model: Model, cell: dict[str, Any], limit: float) -> dict[str, Any] | None:
-    """The try with the smallest budget within `limit` that also holds in a cgroup; None if none does."""
-    within = [one for one in cell["tries"] if one["status"] == "ok" and one["overhead"] <= limit]
-    for one in sorted(within, key=lambda one: one["budget_nbytes"]):
-        peak_nbytes = _peak(model, one["budget_nbytes"])
-        if peak_nbytes is not None and peak_nbytes <= one["budget_nbytes"]:
-            kept = ("percent", "budget_nbytes", "weights_part_nbytes", "overhead")
-            return {"limit": limit, **{name: one[name] for name in kept}, "peak_nbytes": peak_nbytes}
-    return None
+def find_least(model: Model, tries: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """For each limit, the try with the smallest budget within it that also holds in a cgroup; None if none does."""
+    peaks: dict[int, int | None] = {}
+    found: list[dict[str, Any] | None] = []
+    for limit in LIMITS:
+        found.append(None)
+        within = [one for one in tries if one["status"] == "ok" and one["overhead"] <= limit]
+        for one in sorted(within, key=lambda one: int(one["budget_nbytes"])):
+            budget_nbytes = one["budget_nbytes"]
+            if budget_nbytes not in peaks:
+                peaks[budget_nbytes] = _peak(model, budget_nbytes)
+            peak_nbytes = peaks[budget_nbytes]
+            if peak_nbytes is not None and peak_nbytes <= budget_nbytes:
+                kept = ("percent", "budget_nbytes", "weights_part_nbytes", "overhead")
+                found[-1] = {"limit": limit, **{name: one[name] for name in kept}, "peak_nbytes": peak_nbytes}
+                break
+    return found
 
 
 def _peak(model: Model, budget_nbytes: int) -> int | None:

@@ -19,7 +19,7 @@ from benchmarks.model import Model
 from benchmarks.models import LLAMA_70B, LLAMA_70B_TOKEN, find
 from benchmarks.problems import trace_without_weights
 from benchmarks.run import say
-from benchmarks.strategies import lacking
+from benchmarks.strategies import REFERENCE, lacking
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning import Problem, make_plan
 from penstock.planning.strategies.registry import names
@@ -36,7 +36,10 @@ def main(
     tiny: Annotated[bool, typer.Option(help="Tiny twins of the models: only to see that all works.")] = False,
 ) -> None:
     """Measure planning."""
-    everything = {**results.envelope("planning", {"repeats": repeats, "tiny": tiny}), "cells": []}
+    everything = {
+        **results.envelope("planning", {"repeats": repeats, "reference": REFERENCE, "tiny": tiny}),
+        "cells": [],
+    }
     percents = [int(part) for part in budgets.split(",")]
     for model in (find("resnet152"), LLAMA_70B, LLAMA_70B_TOKEN):
         chosen = model.small() if tiny else model
@@ -50,16 +53,17 @@ def measure(model: Model, percents: Sequence[int], strategies: Sequence[str], re
     began = time.perf_counter()
     workload = trace_without_weights(model)
     trace_seconds = time.perf_counter() - began
+    weights_nbytes = sum(weight.source.nbytes for weight in workload.weights)
     cells = []
     for percent in percents:
-        problem = workload.problem(workload.weights_nbytes * percent // 100)
+        problem = workload.problem(weights_nbytes * percent // 100)
         cells.append(
             {
                 "model": model.name,
                 "title": model.title,
                 "calls": len(problem.calls),
                 "weights": len(problem.weights),
-                "weights_nbytes": workload.weights_nbytes,
+                "weights_nbytes": weights_nbytes,
                 "trace_seconds": trace_seconds,
                 "bytes_per_second": problem.storage.bytes_per_second,
                 "budget_percent": percent,

@@ -9,7 +9,6 @@ in between: by how much its latency has moved since the profile was taken is how
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from benchmarks.recast import recast
 from benchmarks.run import forget_state, prepare_all, say
 from benchmarks.session import Session
 from benchmarks.strategies import lacking
+from benchmarks.summaries import absolute_errors, percentile
 from benchmarks.ways import WAYS
 from penstock.errors import BudgetInfeasibleError, PenstockError
 from penstock.planning.simulate import predict
@@ -154,16 +154,6 @@ def _configuration(session: Session, model: Model, profile: Profile, resident: S
         "seconds": [sample["seconds"] for sample in samples],
         "bandwidths": rates,
     }
-
-
-def absolute_errors(cells: Sequence[dict[str, Any]]) -> list[float]:
-    """By how much predictions are off, as shares of what was measured, ascending."""
-    return sorted(abs(cell["error"]) for cell in cells if cell["status"] == "ok")
-
-
-def percentile(ascending: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all do not exceed."""
-    return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
 
 
 def describe(model: Model, cells: Sequence[dict[str, Any]]) -> str:
