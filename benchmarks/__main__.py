@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every measurement, one after the other, then the README's tables and figure."""
+"""`python -m benchmarks`: every measurement, one after the other, then the README's tables and figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.arm import REPOSITORY
 
-STEPS = ("run", "cold", "overhead", "report")
+STEPS = ("run", "cold", "overhead", "planning", "prediction", "demand_layering", "strategies", "report")
 
 if __name__ == "__main__":
     for step in STEPS:

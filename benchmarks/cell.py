@@ -1,11 +1,11 @@
-"""One cell of the main benchmark: one model inside one budget, all arms in turn."""
+"""One cell: one model inside one budget, several arms beside a resident one, in turns."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ from safetensors.torch import load_file
 
 from benchmarks import storage
 from benchmarks.arm import Arm, ArmError, limit_hits, open_arm
-from benchmarks.models import Model
-from benchmarks.results import lower_bound_seconds, median
+from benchmarks.model import Model
+from benchmarks.results import median
 
-WARM_UP_PASSES = {"penstock": 7}  # so that its plan has settled; others have no memory of earlier passes
-LEAD_PASSES = 2  # right before each timed pass of Penstock, whose arena is full after a pause
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a streaming arm does when it has its turn, without a pause; others run the timed passes only."""
+
+    lead: int = 2  # passes that are not timed: after a pause the arena is full
+    timed: int = 1
 
 
 @dataclass
@@ -40,10 +47,89 @@ class Run:
         return self.failure is None
 
 
-def measure_cell(
-    model: Model, budget_nbytes: int, names: Sequence[str], resident: Arm, *, repeats: int
-) -> dict[str, Any]:
-    """Runs the arms `names` and the resident one in turn; all samples, and what follows from them.
+class Cell:
+    """The arms of one cell while they run; see `open_cell`."""
+
+    def __init__(self, model: Model, budget_nbytes: int, resident: Arm, stack: contextlib.ExitStack) -> None:
+        self.model, self.budget_nbytes = model, budget_nbytes
+        self._probe = storage.BandwidthProbe.of_file(model.weights_file)
+        self._stack = stack
+        self._resident, self.runs = Run(resident), []
+
+    def start(self, names: Sequence[str]) -> None:
+        """Starts the arms `names`; each loads its model and runs until its plan has settled."""
+        self.runs = [Run(self._stack.enter_context(open_arm(name, self.model, self.budget_nbytes))) for name in names]
+        for run in self.runs:
+            run.arm.start()
+        for run in self.runs:
+            self._try(run, _get_ready)
+
+    def take_turns(self, turns: int, turn: Turn) -> None:
+        """Each arm in turn, in an order that goes round, so often.
+
+        Raises:
+            ArmError: the resident arm failed.
+        """
+        runs = [self._resident, *self.runs]
+        for number in range(turns):
+            for run in runs[number % len(runs) :] + runs[: number % len(runs)]:
+                self._try(run, lambda run: self._take(run, turn))
+        for run in self.runs:  # those that had to start again have fewer
+            while run.alive and len(run.samples) < turns * turn.timed:
+                self._try(run, lambda run: self._take(run, turn))
+
+    def records(self) -> dict[str, Record]:
+        """What each arm did, the resident one first; afterwards no arm is capped any more."""
+        found = {run.arm.name: _record(run) for run in (self._resident, *self.runs)}
+        reference = _output(self._resident)
+        for run in self.runs:
+            if reference is not None and run.alive:
+                found[run.arm.name] |= _compared(_output(run), reference)
+        return found
+
+    def ask(self, name: str, verb: str, **arguments: Any) -> Record:
+        """An answer of the arm `name`, to be asked for after `records`.
+
+        Raises:
+            ArmError: it failed.
+        """
+        return next(run for run in self.runs if run.arm.name == name).arm.ask(verb, **arguments)
+
+    def _try(self, run: Run, step: Callable[[Run], None]) -> None:
+        """An arm that fails fails alone, and the others go on; one that was killed at its cap starts again without."""
+        if not run.alive:
+            return
+        try:
+            step(run)
+        except ArmError as error:
+            if run is self._resident:
+                raise
+            if error.status != "killed" or not run.arm.is_capped:
+                run.failure = error
+                return
+            run.arm.close()
+            run.arm = self._stack.enter_context(open_arm(run.arm.name, self.model, self.budget_nbytes, capped=False))
+            run.killed_at_cap = True
+            run.samples, run.bandwidths = [], []
+            run.arm.start()
+            self._try(run, _get_ready)
+
+    def _take(self, run: Run, turn: Turn) -> None:
+        """Timed passes, storage measured right before; for Penstock right after, too, in its own memory if possible."""
+        way = run.arm.way
+        if way.streams:
+            run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"] or self._probe.measure())
+        elif run is not self._resident:
+            _drop(run)
+            run.bandwidths.append(self._probe.measure())
+        run.samples += run.arm.ask("burst", lead=turn.lead if way.streams else 0, timed=turn.timed)["samples"]
+        if way.streams:
+            run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"] or self._probe.measure())
+
+
+@contextlib.contextmanager
+def open_cell(model: Model, budget_nbytes: int, names: Sequence[str], resident: Arm) -> Iterator[Cell]:
+    """The arms `names` and the resident one, ready to take turns.
 
     An arm that the kernel kills at its cap starts again without one, which favours it, and is marked.
 
@@ -52,66 +138,24 @@ def measure_cell(
         budget_nbytes: within how much.
         names: the arms to start.
         resident: the arm beside them, running already: one serves all budgets.
-        repeats: timed passes of each.
     """
-    probe = storage.BandwidthProbe.of_file(model.weights_file)
     with contextlib.ExitStack() as stack:
-        runs = [Run(stack.enter_context(open_arm(name, model, budget_nbytes))) for name in names]
-        for run in runs:
-            run.arm.start()
-        for run in runs:
-            _trying(run, stack, _get_ready)
-        runs.insert(0, Run(resident))
-        for number in range(repeats):
-            for run in runs[number % len(runs) :] + runs[: number % len(runs)]:
-                _trying(run, stack, lambda run: _pass(run, probe))
-        for run in runs:  # those that had to start again have fewer
-            while run.alive and len(run.samples) < repeats:
-                _trying(run, stack, lambda run: _pass(run, probe))
-        reference = _output(runs[0])
-        records = {run.arm.name: _record(run, reference) for run in runs}
-    return {"budget_nbytes": budget_nbytes, **_derived(records, budget_nbytes, model), "arms": records}
+        cell = Cell(model, budget_nbytes, resident, stack)
+        cell.start(names)
+        yield cell
 
 
-def _trying(run: Run, stack: contextlib.ExitStack, step: Callable[[Run], None]) -> None:
-    """An arm that fails fails alone, and the others go on; one that was killed at its cap starts again without."""
-    if not run.alive:
-        return
-    try:
-        step(run)
-    except ArmError as error:
-        if error.status != "killed" or not run.arm.is_capped:
-            run.failure = error
-            return
-        run.arm.close()
-        run.arm = stack.enter_context(open_arm(run.arm.name, run.arm.model, run.arm.budget_nbytes, capped=False))
-        run.killed_at_cap = True
-        run.samples, run.bandwidths = [], []
-        run.arm.start()
-        _trying(run, stack, _get_ready)
+def bandwidth(record: Record) -> float:
+    """Bytes per second that storage gave a streaming arm: at least what it drew, if a probe found less."""
+    drawn = [read / seconds for read, seconds in zip(record["bytes_read"], record["seconds"], strict=True)]
+    return max(statistics.median(drawn), statistics.median(record["bandwidths"]))
 
 
 def _get_ready(run: Run) -> None:
     run.arm.wait()
     _drop(run)
     run.loaded = run.arm.ask("load")
-    for _ in range(WARM_UP_PASSES.get(run.arm.name, 1) - 1):
-        run.arm.ask("run", lead=0)
-
-
-def _pass(run: Run, probe: storage.BandwidthProbe) -> None:
-    """One timed pass, storage measured right before; for Penstock right after, too, in its own memory if possible."""
-    if run.arm.name == "resident":
-        run.samples.append(run.arm.ask("run", lead=0))
-        return
-    _drop(run)
-    if run.arm.name != "penstock":
-        run.bandwidths.append(probe.measure())
-        run.samples.append(run.arm.ask("run", lead=0))
-        return
-    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"] or probe.measure())
-    run.samples.append(run.arm.ask("run", lead=LEAD_PASSES))
-    run.bandwidths.append(run.arm.ask("bandwidth")["bytes_per_second"] or probe.measure())
+    run.arm.ask("settle")
 
 
 def _drop(run: Run) -> None:
@@ -121,9 +165,9 @@ def _drop(run: Run) -> None:
         run.cached_nbytes = max(run.cached_nbytes, storage.cached_nbytes(way.folder(model)))
 
 
-def _record(run: Run, reference: torch.Tensor | None) -> dict[str, Any]:
+def _record(run: Run) -> Record:
     group, failure = run.arm.group, run.failure
-    record: dict[str, Any] = {
+    record: Record = {
         "status": failure.status if failure is not None else "ok",
         "reason": failure.reason if failure is not None else None,
         "needed_nbytes": failure.needed_nbytes if failure is not None else None,
@@ -138,11 +182,9 @@ def _record(run: Run, reference: torch.Tensor | None) -> dict[str, Any]:
         "cached_nbytes_before_pass": run.cached_nbytes,
         **run.loaded,
     }
-    if run.arm.name == "penstock":
+    if run.arm.way.streams:
         for name in ("stall_seconds", "bytes_read", "bytes_streamed"):
             record[name] = [sample[name] for sample in run.samples]
-    if reference is not None and run.alive:
-        record |= _compared(_output(run), reference)
     return record
 
 
@@ -161,45 +203,8 @@ def _output(run: Run) -> torch.Tensor | None:
         return load_file(file)["output"].clone()
 
 
-def _compared(output: torch.Tensor | None, reference: torch.Tensor) -> dict[str, Any]:
+def _compared(output: torch.Tensor | None, reference: torch.Tensor) -> Record:
     if output is None:
         return {}
     error = ((output.float() - reference.float()).abs().max() / reference.float().abs().max()).item()
     return {"bit_identical": torch.equal(output, reference), "relative_error": error if error == error else None}
-
-
-def _derived(records: dict[str, dict[str, Any]], budget_nbytes: int, model: Model) -> dict[str, Any]:
-    """The numbers of the tables."""
-    ours, resident = records.get("penstock"), records["resident"]
-    derived: dict[str, Any] = {"status": ours["status"] if ours is not None else "ok"}
-    if ours is None or ours["status"] != "ok" or resident["status"] != "ok":
-        derived["needed_nbytes"] = ours["needed_nbytes"] if ours is not None else None
-        return derived
-    warm, base = ours["median_seconds"], resident["median_seconds"]
-    nbytes = statistics.median(ours["bytes_read"])
-    # Storage gave at least what Penstock drew from it, if a probe found less.
-    drawn = statistics.median(read / seconds for read, seconds in zip(ours["bytes_read"], ours["seconds"], strict=True))
-    bandwidth = max(drawn, statistics.median(ours["bandwidths"]))
-    bound = lower_bound_seconds(base, nbytes, bandwidth)
-    least_nbytes = max(0, model.weights_nbytes() - ours["row_tables_nbytes"] - budget_nbytes)
-    return derived | {
-        "resident_seconds": base,
-        "warm_seconds": warm,
-        "bytes_read": nbytes,
-        "bytes_streamed": statistics.median(ours["bytes_streamed"]),
-        "least_nbytes": least_nbytes,
-        "bytes_per_second": bandwidth,
-        "lower_bound_seconds": bound,
-        "ratio": warm / bound,
-        "ratio_to_least": warm / lower_bound_seconds(base, least_nbytes, bandwidth),
-        "slowdown": warm / base,
-        "stall_seconds": statistics.median(ours["stall_seconds"]),
-        "peak_nbytes": ours["peak_nbytes"],
-        "killed_at_cap": ours["killed_at_cap"],
-        "bit_identical": ours.get("bit_identical"),
-        "speedups": {
-            name: record["median_seconds"] / warm
-            for name, record in records.items()
-            if name not in ("penstock", "resident") and record["status"] == "ok"
-        },
-    }

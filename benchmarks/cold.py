@@ -18,7 +18,8 @@ import typer
 
 from benchmarks import results, storage
 from benchmarks.arm import Arm, ArmError, open_arm, state_folder
-from benchmarks.models import MODELS, Model, find
+from benchmarks.model import Model
+from benchmarks.models import RUN, find
 from benchmarks.results import lower_bound_seconds, median
 from benchmarks.run import MIN_REPEATS, forget_state, open_resident, prepare_all, say
 
@@ -30,7 +31,7 @@ _DEFAULT_OUT = results.FOLDER / "cold.json"
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(MODELS),
+    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(RUN),
     budget: Annotated[int, typer.Option(help="Per cent of the weights; raised until it runs.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help=f"Starts of each; {MIN_REPEATS} for results.")] = MIN_REPEATS,
     first_repeats: Annotated[int, typer.Option(min=1, help="Starts of the very first process.")] = 3,

@@ -1,26 +1,22 @@
-"""The benchmark's models: the shapes of six well-known ones with random weights, written once into the cache folder.
+"""The benchmark's models: the shapes of well-known ones with random weights, written once into the cache folder.
 
 Each has a tiny twin of the same class: running it warms up a process before its baseline is taken.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks.vgg import VGG, VGGConfig
-from penstock.cache import cache_dir
-from penstock.checkpoint import Checkpoint
+from benchmarks.model import Model
 
-SEED = 0
 TOKENS = 128
+_MEL_BINS, _FRAMES_PER_STATE = 80, 2
+_TEXT_STATES = 77
+_WHISPER = "transformers.models.whisper.modeling_whisper"
 _TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -29,84 +25,34 @@ _TINY = {
 }
 
 
-@dataclass(frozen=True)
-class Model:
-    """One model of the benchmark.
+def _image(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    size = config.get("image_size", 224)
+    return {"pixel_values": torch.randn(batch, 3, size, size, generator=generator)}
 
-    Attributes:
-        name: as on the command line.
-        title: as in tables.
-        class_name: its class in transformers; None for our own VGG.
-        config_name: its configuration class there.
-        config: arguments of that class.
-        tiny: arguments that differ in its tiny twin.
-        extra: arguments of each call besides the input.
-        block_modules: what diffusers' block-level offloading has to look into to find the model's blocks.
-    """
 
-    name: str
-    title: str
-    class_name: str | None
-    config_name: str
-    config: Mapping[str, Any]
-    tiny: Mapping[str, Any]
-    extra: Mapping[str, Any]
-    block_modules: tuple[str, ...]
-    is_tiny: bool = False
+def _depth_image(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    return _image(config["backbone_config"], batch, generator)
 
-    @property
-    def folder(self) -> Path:
-        """Where its checkpoint and what rivals make of it lie."""
-        return root() / (f"{self.name}-tiny" if self.is_tiny else self.name)
 
-    @property
-    def checkpoint(self) -> Path:
-        """A folder in the Hub's layout, with one `model.safetensors`."""
-        return self.folder / "checkpoint"
+def _token_row(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    return {"input_ids": torch.randint(10, config["vocab_size"], (batch, TOKENS), generator=generator)}
 
-    @property
-    def weights_file(self) -> Path:
-        """The safetensors file."""
-        return self.checkpoint / "model.safetensors"
 
-    def weights_nbytes(self) -> int:
-        """Bytes of all its weights, as in the checkpoint."""
-        return sum(source.nbytes for source in Checkpoint.open(self.weights_file).tensors.values())
+def _one_token(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    return {"input_ids": torch.randint(10, config["vocab_size"], (batch, 1), generator=generator)}
 
-    def small(self) -> Model:
-        """The tiny twin."""
-        return replace(self, config={**self.config, **self.tiny}, is_tiny=True)
 
-    def load_class(self) -> Any:
-        """The model's class."""
-        if self.class_name is None:
-            return VGG
-        import transformers
+def _speech(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    frames = _FRAMES_PER_STATE * config["max_source_positions"]
+    return {"input_features": torch.randn(batch, _MEL_BINS, frames, generator=generator)}
 
-        return getattr(transformers, self.class_name)
 
-    def make_config(self) -> Any:
-        """The configuration object."""
-        if self.class_name is None:
-            return VGGConfig(**self.config)
-        import transformers
-
-        return getattr(transformers, self.config_name)(**self.config)
-
-    def build(self) -> nn.Module:
-        """A new module with weights as its class makes them, in evaluation mode."""
-        cls, config = self.load_class(), self.make_config()
-        module: nn.Module = cls(config) if self.class_name is None else cls._from_config(config)
-        return module.eval()
-
-    def inputs(self) -> dict[str, Any]:
-        """The arguments of every call: one image, or one row of 128 tokens."""
-        generator = torch.Generator().manual_seed(SEED)
-        if "vocab_size" in self.config:
-            ids = torch.randint(10, self.config["vocab_size"], (1, TOKENS), generator=generator)
-            return {"input_ids": ids, **self.extra}
-        size = self.config.get("image_size", 224)
-        return {"pixel_values": torch.randn(1, 3, size, size, generator=generator), **self.extra}
+def _latents(config: Mapping[str, Any], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    size, width = config["sample_size"], config["cross_attention_dim"]
+    return {
+        "sample": torch.randn(batch, 4, size, size, generator=generator),
+        "encoder_hidden_states": torch.randn(batch, _TEXT_STATES, width, generator=generator),
+    }
 
 
 def _transformer(layers: int, hidden: int, heads: int, intermediate: int, **more: Any) -> dict[str, Any]:
@@ -119,88 +65,217 @@ def _transformer(layers: int, hidden: int, heads: int, intermediate: int, **more
     }
 
 
-MODELS = {
-    model.name: model
-    for model in (
-        Model(
-            "resnet152",
-            "ResNet-152",
-            "ResNetForImageClassification",
-            "ResNetConfig",
-            {"depths": [3, 8, 36, 3], "layer_type": "bottleneck", "num_labels": 1000},
-            {"depths": [1, 1, 1, 1], "hidden_sizes": [32, 32, 32, 32], "embedding_size": 32, "num_labels": 8},
-            {},
-            ("resnet", "encoder", "stages", "0", "1", "2", "3"),
-        ),
-        Model(
-            "vit-large",
-            "ViT-L/16",
-            "ViTForImageClassification",
-            "ViTConfig",
-            _transformer(24, 1024, 16, 4096, image_size=224, num_labels=1000),
-            {**_TINY, "num_labels": 8, "image_size": 64},
-            {},
-            ("vit",),
-        ),
-        Model(
-            "bert-large",
-            "BERT-L",
-            "BertModel",
-            "BertConfig",
-            _transformer(24, 1024, 16, 4096, vocab_size=30522),
-            {**_TINY, "vocab_size": 512},
-            {},
-            ("encoder",),
-        ),
-        Model(
-            "gpt2-medium",
-            "GPT-2-M",
-            "GPT2LMHeadModel",
-            "GPT2Config",
-            {"n_embd": 1024, "n_layer": 24, "n_head": 16, "vocab_size": 50257},
-            {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 512},
-            {"use_cache": False},
-            ("transformer",),
-        ),
-        Model(
-            "vgg16",
-            "VGG-16",
-            None,
-            "VGGConfig",
-            {"image_size": 224},
-            {"widths": (8, 8, 8, 8, 8), "hidden": 64, "classes": 8, "image_size": 64},
-            {},
-            (),
-        ),
-        Model(
-            "qwen3-0.6b",
-            "Qwen3-0.6B (bf16)",
-            "Qwen3ForCausalLM",
-            "Qwen3Config",
-            _transformer(
-                28,
-                1024,
-                16,
-                3072,
-                vocab_size=151936,
-                num_key_value_heads=8,
-                head_dim=128,
-                max_position_embeddings=40960,
-                tie_word_embeddings=True,
-                dtype="bfloat16",
-            ),
-            {**_TINY, "vocab_size": 512, "num_key_value_heads": 1, "head_dim": 16},
-            {"use_cache": False},
-            ("model",),
-        ),
+def _resnet(name: str, title: str, depths: list[int]) -> Model:
+    return Model(
+        name,
+        title,
+        "transformers",
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {"depths": depths, "layer_type": "bottleneck", "num_labels": 1000},
+        {"depths": [1, 1, 1, 1], "hidden_sizes": [32, 32, 32, 32], "embedding_size": 32, "num_labels": 8},
+        _image,
+        block_modules=("resnet", "encoder", "stages", "0", "1", "2", "3"),
     )
-}
 
 
-def root() -> Path:
-    """The benchmark's part of the cache folder."""
-    named = os.environ.get("PENSTOCK_BENCHMARKS")
-    return Path(named) if named else cache_dir() / "benchmarks"
+def _vgg(name: str, title: str, depths: tuple[int, ...]) -> Model:
+    return Model(
+        name,
+        title,
+        "benchmarks.vgg",
+        "VGG",
+        "VGGConfig",
+        {"depths": depths, "image_size": 224},
+        {"widths": (8, 8, 8, 8, 8), "hidden": 64, "classes": 8, "image_size": 64},
+        _image,
+    )
+
+
+_OF_RUN = (
+    _resnet("resnet152", "ResNet-152", [3, 8, 36, 3]),
+    Model(
+        "vit-large",
+        "ViT-L/16",
+        "transformers",
+        "ViTForImageClassification",
+        "ViTConfig",
+        _transformer(24, 1024, 16, 4096, image_size=224, num_labels=1000),
+        {**_TINY, "num_labels": 8, "image_size": 64},
+        _image,
+        block_modules=("vit",),
+    ),
+    Model(
+        "bert-large",
+        "BERT-L",
+        "transformers",
+        "BertModel",
+        "BertConfig",
+        _transformer(24, 1024, 16, 4096, vocab_size=30522),
+        {**_TINY, "vocab_size": 512},
+        _token_row,
+        block_modules=("encoder",),
+    ),
+    Model(
+        "gpt2-medium",
+        "GPT-2-M",
+        "transformers",
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"n_embd": 1024, "n_layer": 24, "n_head": 16, "vocab_size": 50257},
+        {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 512},
+        _token_row,
+        {"use_cache": False},
+        ("transformer",),
+    ),
+    _vgg("vgg16", "VGG-16", (2, 2, 3, 3, 3)),
+    Model(
+        "qwen3-0.6b",
+        "Qwen3-0.6B (bf16)",
+        "transformers",
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        _transformer(
+            28,
+            1024,
+            16,
+            3072,
+            vocab_size=151936,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=40960,
+            tie_word_embeddings=True,
+            dtype="bfloat16",
+        ),
+        {**_TINY, "vocab_size": 512, "num_key_value_heads": 1, "head_dim": 16},
+        _token_row,
+        {"use_cache": False},
+        ("model",),
+    ),
+)
+_OF_STRATEGIES = (
+    _resnet("resnet101", "ResNet-101", [3, 4, 23, 3]),
+    _vgg("vgg19", "VGG-19", (2, 2, 4, 4, 4)),
+    Model(
+        "densenet201",
+        "DenseNet-201",
+        "benchmarks.vision",
+        "DenseNet",
+        "DenseNetConfig",
+        {"blocks": (6, 12, 48, 32)},
+        {"blocks": (2, 2, 2, 2), "growth": 8, "stem": 16, "classes": 8, "image_size": 64},
+        _image,
+    ),
+    Model(
+        "cspdarknet53",
+        "CSPDarknet-53",
+        "benchmarks.vision",
+        "CSPDarknet",
+        "CSPDarknetConfig",
+        {"stages": (1, 2, 8, 8, 4), "image_size": 416},
+        {"stages": (1, 1, 1, 1, 1), "stem": 8, "image_size": 64},
+        _image,
+    ),
+    Model(
+        "whisper-medium-encoder",
+        "Whisper-M encoder",
+        _WHISPER,
+        "WhisperEncoder",
+        "WhisperConfig",
+        {
+            "d_model": 1024,
+            "encoder_layers": 24,
+            "encoder_attention_heads": 16,
+            "encoder_ffn_dim": 4096,
+            "num_mel_bins": _MEL_BINS,
+            "max_source_positions": 1500,  # 30 s
+        },
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "max_source_positions": 20,
+        },
+        _speech,
+    ),
+    Model(
+        "depth-anything-large",
+        "Depth-Anything-L",
+        "transformers",
+        "DepthAnythingForDepthEstimation",
+        "DepthAnythingConfig",
+        {
+            "backbone_config": {
+                "model_type": "dinov2",
+                "hidden_size": 1024,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "image_size": 518,
+                "patch_size": 14,
+                "out_features": ["stage5", "stage12", "stage18", "stage24"],
+                "reshape_hidden_states": False,
+            },
+            "reassemble_hidden_size": 1024,
+            "neck_hidden_sizes": [256, 512, 1024, 1024],
+            "fusion_hidden_size": 256,
+        },
+        {
+            "backbone_config": {
+                "model_type": "dinov2",
+                "hidden_size": 32,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "out_features": ["stage1", "stage2", "stage3", "stage4"],
+                "reshape_hidden_states": False,
+            },
+            "reassemble_hidden_size": 32,
+            "neck_hidden_sizes": [16, 16, 16, 16],
+            "fusion_hidden_size": 16,
+            "head_hidden_size": 8,
+        },
+        _depth_image,
+    ),
+    Model(
+        "sd15-unet",
+        "SD 1.5 UNet",
+        "diffusers",
+        "UNet2DConditionModel",
+        None,
+        {"sample_size": 64, "cross_attention_dim": 768},
+        {
+            "sample_size": 8,
+            "cross_attention_dim": 32,
+            "block_out_channels": (32, 32, 32, 32),
+            "attention_head_dim": 2,
+            "norm_num_groups": 8,
+            "layers_per_block": 1,
+        },
+        _latents,
+        {"timestep": 500},
+    ),
+)
+MODELS = {model.name: model for model in (*_OF_RUN, *_OF_STRATEGIES)}
+"""All of them: the comparison of strategies."""
+
+RUN = tuple(model.name for model in _OF_RUN)
+"""Those of the other tables."""
+
+LLAMA_70B = Model(
+    "llama-70b",
+    f"70B decoder, {TOKENS} tokens",
+    "transformers",
+    "LlamaForCausalLM",
+    "LlamaConfig",
+    _transformer(80, 8192, 64, 28672, vocab_size=128256, num_key_value_heads=8, head_dim=128, dtype="bfloat16"),
+    {**_TINY, "vocab_size": 512, "num_key_value_heads": 1, "head_dim": 16},
+    _token_row,
+    {"use_cache": False},
+)
+LLAMA_70B_TOKEN = replace(LLAMA_70B, name="llama-70b-token", title="70B decoder, one token", inputs_of=_one_token)
+"""Only to plan for: their weights are nowhere."""
 
 
 def find(name: str, *, tiny: bool = False) -> Model:
@@ -212,35 +287,3 @@ def find(name: str, *, tiny: bool = False) -> Model:
     if name not in MODELS:
         raise ValueError(f"no model {name!r}: choose from {', '.join(MODELS)}")
     return MODELS[name].small() if tiny else MODELS[name]
-
-
-def write_checkpoint(model: Model) -> None:
-    """Writes the checkpoint unless it is there: whole or not at all, on the disk, and not in the page cache."""
-    if model.checkpoint.is_dir():
-        return
-    partial = model.folder / "checkpoint.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    torch.manual_seed(SEED)
-    module = model.build()
-    if model.class_name is None:
-        from safetensors.torch import save_file
-
-        save_file(module.state_dict(), partial / "model.safetensors")
-    else:
-        # Names as in the module, so that arms which know of no renaming read the same file.
-        module.save_pretrained(partial, max_shard_size="100GB", save_original_format=False)  # type: ignore[operator]
-    flush(partial)
-    partial.rename(model.checkpoint)
-
-
-def flush(folder: Path) -> None:
-    """Brings every file below `folder` to the disk and out of the page cache."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)

@@ -6,21 +6,18 @@ in memory, and the passes alternate in changing order; the number is the median 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks import results
-from benchmarks.arm import child_environment
-from benchmarks.child import Session, quiet
-from benchmarks.models import MODELS, find
+from benchmarks.apart import run_apart
+from benchmarks.models import RUN, find
 from benchmarks.run import forget_state, prepare_all, say
+from benchmarks.session import Session
 from benchmarks.ways import WAYS
 from penstock.errors import BudgetInfeasibleError
 
@@ -30,7 +27,7 @@ _DEFAULT_OUT = results.FOLDER / "overhead.json"
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(MODELS),
+    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(RUN),
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of passes; 21 for results.")] = 21,
     out: Annotated[Path, typer.Option(help="The results file.")] = _DEFAULT_OUT,
     tiny: Annotated[bool, typer.Option(help="Tiny twins of the models: only to see that all works.")] = False,
@@ -42,27 +39,15 @@ def main(
     forget_state()
     for model in chosen:
         for case in ("100 %", "ample"):
-            with _process() as pool:
-                cell = pool.submit(measure, model.name, case, repeats, tiny).result()
+            cell = run_apart(measure, model.name, case, repeats, tiny)
             everything["cells"].append({"model": model.name, "title": model.title, "case": case, **cell})
             results.write(out, everything)
             say(describe(everything["cells"][-1]))
     say(f"wrote {out}")
 
 
-def _process() -> ProcessPoolExecutor:
-    """A process for one model, so that its memory and threads are gone before the next."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=_use, initargs=(child_environment(),))
-
-
-def _use(environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-
-
 def measure(name: str, case: str, repeats: int, tiny: bool) -> dict[str, Any]:
     """The pairs of one model and budget. Runs in a process of its own."""
-    quiet()
     model = find(name, tiny=tiny)
     budget_nbytes = model.weights_nbytes() + (AMPLE_NBYTES if case == "ample" else 0)
     plain = Session(WAYS["resident"], model, 0)

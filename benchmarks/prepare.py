@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from benchmarks.models import find, write_checkpoint
+from benchmarks.model import write_checkpoint
+from benchmarks.models import find
 from benchmarks.ways import WAYS
 
 

@@ -1,4 +1,4 @@
-"""Remakes the README's benchmark tables and figure from the results files, and from nothing else.
+"""Remakes the README's benchmark tables and figures from the results files, and from nothing else.
 
 A table stands between `<!-- benchmark:NAME -->` and `<!-- /benchmark:NAME -->`; what stands there is replaced.
 """
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import results
-from benchmarks.figure import draw
+from benchmarks.figures import FIGURES
 from benchmarks.tables import TABLES
 
 REPOSITORY = Path(__file__).parents[1]
@@ -26,9 +26,9 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if the README is out of date.")] = False,
     readme: Annotated[Path, typer.Option(help="The file with the markers.")] = _DEFAULT_README,
     folder: Annotated[Path, typer.Option(help="The results files.")] = results.FOLDER,
-    images: Annotated[Path, typer.Option(help="Where the figure goes.")] = _DEFAULT_IMAGES,
+    images: Annotated[Path, typer.Option(help="Where figures go.")] = _DEFAULT_IMAGES,
 ) -> None:
-    """Write the README's benchmark tables and figure."""
+    """Write the README's benchmark tables and figures."""
     before = readme.read_text()
     after = fill_in(before, folder)
     if check:
@@ -36,11 +36,12 @@ def main(
             sys.exit(f"error: {readme} is not what {folder} gives: run python -m benchmarks.report")
         return
     readme.write_text(after)
-    if (folder / "run.json").is_file():
-        try:
-            draw(results.read(folder / "run.json"), images)
-        except ImportError:
-            sys.exit("error: the tables are written, the figure is not: pip install matplotlib")
+    try:
+        for name, draw in FIGURES.items():
+            if (folder / f"{name}.json").is_file():
+                draw(results.read(folder / f"{name}.json"), images)
+    except ImportError:
+        sys.exit("error: the tables are written, the figures are not: pip install matplotlib")
 
 
 def fill_in(text: str, folder: Path) -> str:
@@ -50,17 +51,18 @@ def fill_in(text: str, folder: Path) -> str:
         ValueError: a marker names no table.
     """
 
-    def made(match: re.Match[str]) -> str:
+    def remake(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in TABLES:
             raise ValueError(f"no benchmark table {name!r}: choose from {', '.join(TABLES)}")
-        source, make = TABLES[name]
-        file = folder / f"{source}.json"
-        if not file.is_file():
+        sources, make = TABLES[name]
+        files = [folder / f"{source}.json" for source in sources]
+        if not all(file.is_file() for file in files):
             return match[0]
-        return f"<!-- benchmark:{name} -->\n{make(results.read(file))}\n<!-- /benchmark:{name} -->"
+        made = make(*(results.read(file) for file in files))
+        return f"<!-- benchmark:{name} -->\n{made}\n<!-- /benchmark:{name} -->"
 
-    return _MARKED.sub(made, text)
+    return _MARKED.sub(remake, text)
 
 
 if __name__ == "__main__":

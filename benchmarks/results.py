@@ -16,7 +16,7 @@ from penstock.cache import atomic_write
 
 SCHEMA_VERSION = 1
 FOLDER = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "transformers", "accelerate", "diffusers", "safetensors", "numpy")
+_PACKAGES = ("torch", "transformers", "accelerate", "diffusers", "safetensors", "numpy", "ortools")
 
 
 def envelope(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +51,25 @@ def read(path: Path) -> dict[str, Any]:
     if results.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema version {results.get('schema_version')}, not {SCHEMA_VERSION}: measure again")
     return results
+
+
+def cells_so_far(path: Path, fresh: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cells in the results file at `path`, if there is one, for a run that goes on where it ended.
+
+    Args:
+        fresh: the envelope of the run that goes on.
+
+    Raises:
+        ValueError: what they were measured with is not what there is now.
+    """
+    if not path.is_file():
+        return []
+    before = read(path)
+    for key in ("benchmark", "commit", "machine", "versions", "settings"):
+        if before[key] != fresh[key]:
+            raise ValueError(f"{path}: {key} was {before[key]} and is {fresh[key]}: measure all of it again")
+    cells: list[dict[str, Any]] = before["cells"]
+    return cells
 
 
 def median(samples: Sequence[float]) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -20,8 +21,10 @@ import typer
 
 from benchmarks import results
 from benchmarks.arm import REPOSITORY, Arm, ArmError, child_environment, open_arm, state_folder
-from benchmarks.cell import measure_cell
-from benchmarks.models import MODELS, Model, find, root
+from benchmarks.cell import Record, Turn, bandwidth, open_cell
+from benchmarks.model import Model, root
+from benchmarks.models import RUN, find
+from benchmarks.results import lower_bound_seconds
 from benchmarks.ways import RIVALS, WAYS
 
 MIN_REPEATS = 7
@@ -32,7 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(MODELS),
+    models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(RUN),
     budgets: Annotated[str, typer.Option(help="Per cent of the weights.")] = "10,20,30,50,100",
     arms: Annotated[str, typer.Option(help="Besides the resident one.")] = ",".join(("penstock", *RIVALS)),
     rival_budgets: Annotated[str, typer.Option(help="Budgets at which rivals run.")] = "20,50",
@@ -80,11 +83,53 @@ def measure_model(model: Model, plan: Sequence[tuple[int, list[str]]], *, repeat
         for percent, names in plan:
             began = time.monotonic()
             budget_nbytes = weights_nbytes * percent // 100
-            cell = measure_cell(model, budget_nbytes, names, resident, repeats=repeats)
+            cell = measure_cell(model, budget_nbytes, names, resident, repeats)
             head = {"model": model.name, "title": model.title, "weights_nbytes": weights_nbytes}
             cells.append({**head, "budget_percent": percent, **cell})
             say(f"{describe(cells[-1])}  [{time.monotonic() - began:.0f} s]")
     return cells
+
+
+def measure_cell(model: Model, budget_nbytes: int, names: Sequence[str], resident: Arm, repeats: int) -> dict[str, Any]:
+    """All samples of one cell, and what follows from them."""
+    with open_cell(model, budget_nbytes, names, resident) as cell:
+        cell.take_turns(repeats, Turn())
+        records = cell.records()
+    return {"budget_nbytes": budget_nbytes, **_derived(records, budget_nbytes, model), "arms": records}
+
+
+def _derived(records: dict[str, Record], budget_nbytes: int, model: Model) -> dict[str, Any]:
+    """The numbers of the tables."""
+    ours, resident = records.get("penstock"), records["resident"]
+    derived: dict[str, Any] = {"status": ours["status"] if ours is not None else "ok"}
+    if ours is None or ours["status"] != "ok":
+        derived["needed_nbytes"] = ours["needed_nbytes"] if ours is not None else None
+        return derived
+    warm, base = ours["median_seconds"], resident["median_seconds"]
+    nbytes, rate = statistics.median(ours["bytes_read"]), bandwidth(ours)
+    bound = lower_bound_seconds(base, nbytes, rate)
+    least_nbytes = max(0, model.weights_nbytes() - ours["row_tables_nbytes"] - budget_nbytes)
+    return derived | {
+        "resident_seconds": base,
+        "warm_seconds": warm,
+        "bytes_read": nbytes,
+        "bytes_streamed": statistics.median(ours["bytes_streamed"]),
+        "least_nbytes": least_nbytes,
+        "bytes_per_second": rate,
+        "lower_bound_seconds": bound,
+        "ratio": warm / bound,
+        "ratio_to_least": warm / lower_bound_seconds(base, least_nbytes, rate),
+        "slowdown": warm / base,
+        "stall_seconds": statistics.median(ours["stall_seconds"]),
+        "peak_nbytes": ours["peak_nbytes"],
+        "killed_at_cap": ours["killed_at_cap"],
+        "bit_identical": ours.get("bit_identical"),
+        "speedups": {
+            name: record["median_seconds"] / warm
+            for name, record in records.items()
+            if name not in ("penstock", "resident") and record["status"] == "ok"
+        },
+    }
 
 
 @contextlib.contextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-Results = dict[str, Any]
-Cell = dict[str, Any]
+from benchmarks.markdown import Cell, Results, median_of, mib, ms, provenance, table
+from benchmarks.planning_tables import layering_table, planning_table, prediction_table
+from benchmarks.strategy_tables import claims_table, strategies_table
 
 WARM_TARGET, OVERHEAD_TARGET, COLD_TARGET = 1.05, 1.01, 1.15
 RIVAL_TITLES = {
@@ -28,7 +28,8 @@ def main_table(results: Results) -> str:
         within = sum(1 for cell in measured if _is_within(cell))
         same = sum(1 for cell in measured if cell["bit_identical"])
         lines.append(
-            f"Median ratio over {len(measured)} cells: **{_median(measured, 'ratio'):.3f}** (target ≤ {WARM_TARGET}). "
+            f"Median ratio over {len(measured)} cells: **{median_of(measured, 'ratio'):.3f}** "
+            f"(target ≤ {WARM_TARGET}). "
             f"Peak within the budget: {within} of {len(measured)}. Bit-identical: {same} of {len(measured)}."
         )
     if any(cell["killed_at_cap"] for cell in measured):
@@ -37,18 +38,18 @@ def main_table(results: Results) -> str:
 
 
 def _main_row(cell: Cell) -> list[str]:
-    row = [cell["title"], f"{cell['budget_percent']} % ({_mib(cell['budget_nbytes'])})"]
+    row = [cell["title"], f"{cell['budget_percent']} % ({mib(cell['budget_nbytes'])})"]
     if "ratio" not in cell:
         needed = cell.get("needed_nbytes")
-        text = f"needs {_mib(needed)}" if needed else cell["status"]
+        text = f"needs {mib(needed)}" if needed else cell["status"]
         return [*row, "", text, "", "", "", "", ""]
     return [
         *row,
-        _ms(cell["resident_seconds"]),
-        _ms(cell["warm_seconds"]),
+        ms(cell["resident_seconds"]),
+        ms(cell["warm_seconds"]),
         f"{cell['ratio']:.2f}",
-        _ms(cell["stall_seconds"]),
-        _mib(cell["bytes_streamed"]),
+        ms(cell["stall_seconds"]),
+        mib(cell["bytes_streamed"]),
         f"{cell['bytes_per_second'] / 1e9:.1f} GB/s",
         _peak(cell),
     ]
@@ -73,7 +74,7 @@ def rivals_table(results: Results) -> str:
     head = ["model", "budget", "Penstock", *RIVAL_TITLES.values()]
     rows = []
     for cell in cells:
-        warm = _ms(cell["warm_seconds"]) if "ratio" in cell else cell["status"]
+        warm = ms(cell["warm_seconds"]) if "ratio" in cell else cell["status"]
         rivals = [_rival(cell, name) for name in RIVAL_TITLES]
         rows.append([cell["title"], f"{cell['budget_percent']} %", warm, *rivals])
     medians = [_rival_median(cells, name) for name in RIVAL_TITLES]
@@ -93,7 +94,7 @@ def _rival(cell: Cell, name: str) -> str:
     if record["status"] != "ok":
         return {"killed": "out of memory", "timeout": "timed out"}.get(record["status"], "does not run")
     speedup = cell.get("speedups", {}).get(name)
-    text = _ms(record["median_seconds"]) + (f" ({speedup:.2f}×)" if speedup is not None else "")
+    text = ms(record["median_seconds"]) + (f" ({speedup:.2f}×)" if speedup is not None else "")
     return text + (" †" if record["killed_at_cap"] else "")
 
 
@@ -122,21 +123,21 @@ def cold_table(results: Results) -> str:
     rows = [
         [
             cell["title"],
-            _mib(cell["budget_nbytes"]),
-            _ms(cell["medians"]["penstock"]),
+            mib(cell["budget_nbytes"]),
+            ms(cell["medians"]["penstock"]),
             f"{cell['ratio']:.2f}",
-            _ms(cell["medians"]["from_pretrained"]),
+            ms(cell["medians"]["from_pretrained"]),
             f"{cell['speedup']:.2f}×",
-            _ms(cell["medians"]["penstock_first"]),
+            ms(cell["medians"]["penstock_first"]),
         ]
         for cell in measured
     ]
-    rows += [[cell["title"], _mib(cell["budget_nbytes"]), cell["status"]] for cell in cells if "ratio" not in cell]
+    rows += [[cell["title"], mib(cell["budget_nbytes"]), cell["status"]] for cell in cells if "ratio" not in cell]
     lines = [table(head, rows, left=1)]
     if measured:
         lines.append(
-            f"Median ratio to max(resident time, bytes / bandwidth): **{_median(measured, 'ratio'):.2f}** "
-            f"(target ≤ {COLD_TARGET}); median speed-up over `from_pretrained`: {_median(measured, 'speedup'):.2f}×."
+            f"Median ratio to max(resident time, bytes / bandwidth): **{median_of(measured, 'ratio'):.2f}** "
+            f"(target ≤ {COLD_TARGET}); median speed-up over `from_pretrained`: {median_of(measured, 'speedup'):.2f}×."
         )
     return "\n\n".join([*lines, provenance(results)])
 
@@ -152,7 +153,7 @@ def overhead_table(results: Results) -> str:
             [
                 title,
                 f"{full['ratio']:.3f}" if full else "",
-                _mib(full["bytes_streamed"]) if full else "",
+                mib(full["bytes_streamed"]) if full else "",
                 f"{ample['ratio']:.3f}" if ample else "",
             ]
         )
@@ -161,48 +162,21 @@ def overhead_table(results: Results) -> str:
     for case, name in (("100 %", "100 % of the weights"), ("ample", "everything resident")):
         chosen = [cell for cell in measured if cell["case"] == case]
         if chosen:
-            medians.append(f"{name} **{_median(chosen, 'ratio'):.3f}**")
+            medians.append(f"{name} **{median_of(chosen, 'ratio'):.3f}**")
     if medians:
         lines.append(f"Median: {', '.join(medians)} (target ≤ {OVERHEAD_TARGET}).")
     return "\n\n".join([*lines, provenance(results)])
 
 
-def provenance(results: Results) -> str:
-    """Where and when the numbers above it were measured."""
-    machine, versions = results["machine"], results["versions"]
-    parts = [
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_nbytes'] / 2**30:.0f} GiB",
-        ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        f"medians of {results['settings']['repeats']}",
-        results["date"][:10],
-    ]
-    return f"<sub>{'; '.join(parts)}. Commit {results['commit'] or 'unknown'}.</sub>"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
-    """A Markdown table whose first `left` columns are aligned to the left."""
-    width = len(head)
-    rule = [":--" if column < left else "--:" for column in range(width)]
-    filled = [[*row, *[""] * (width - len(row))] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), rule, *filled])
-
-
-def _median(cells: Sequence[Cell], key: str) -> float:
-    return float(statistics.median(cell[key] for cell in cells))
-
-
-def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:.0f} ms"
-
-
-def _mib(nbytes: float) -> str:
-    return f"{nbytes / 2**20:.0f} MiB"
-
-
-TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
-    "main": ("run", main_table),
-    "rivals": ("run", rivals_table),
-    "cold": ("cold", cold_table),
-    "overhead": ("overhead", overhead_table),
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "main": (("run",), main_table),
+    "rivals": (("run",), rivals_table),
+    "cold": (("cold",), cold_table),
+    "overhead": (("overhead",), overhead_table),
+    "claims": (("demand_layering", "strategies", "planning", "cold"), claims_table),
+    "strategies": (("strategies",), strategies_table),
+    "layering": (("demand_layering",), layering_table),
+    "prediction": (("prediction",), prediction_table),
+    "planning": (("planning",), planning_table),
 }
-"""The tables by name: which results file each is made of, and how."""
+"""The tables by name, in the README's order: which results files each is made of, and how."""

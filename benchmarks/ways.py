@@ -5,16 +5,19 @@ A rival's offload folder is written beforehand (`prepare`), so that no arm is ch
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import penstock
-from benchmarks.models import Model, flush, write_checkpoint
+from benchmarks.model import Model, flush, write_checkpoint
+from penstock.planning.strategies.registry import names
 
 _CACHE_LINE_NBYTES = 64
 
@@ -30,6 +33,7 @@ class Way:
         is_capped: whether its memory is limited to the budget.
         uses_page_cache: whether what it reads is dropped from the page cache before each pass.
         prepare: writes that folder, if it is not the checkpoint.
+        strategy: how Penstock plans; None if it is another's way.
     """
 
     title: str
@@ -38,6 +42,12 @@ class Way:
     is_capped: bool = True
     uses_page_cache: bool = True
     prepare: Callable[[Model], None] = write_checkpoint
+    strategy: str | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is Penstock's."""
+        return self.strategy is not None
 
 
 def _checkpoint(model: Model) -> Path:
@@ -65,20 +75,21 @@ def _congruent_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 def load_plainly(model: Model, _budget_nbytes: int) -> nn.Module:
     """As the library loads it."""
-    if model.class_name is not None:
+    if not model.is_own:
         module: nn.Module = model.load_class().from_pretrained(model.checkpoint, use_safetensors=True)
         return module.eval()
     return load_paging(model, 0)
 
 
-def load_penstock(model: Model, budget_nbytes: int) -> nn.Module:
+def load_penstock(model: Model, budget_nbytes: int, *, strategy: str) -> nn.Module:
     """Streamed. Plans at the first call, as a call without `example` does."""
-    if model.class_name is not None:
-        module: nn.Module = penstock.from_pretrained(model.load_class(), model.checkpoint, budget=budget_nbytes)
+    terms: dict[str, Any] = {"budget": budget_nbytes, "strategy": strategy}
+    if not model.is_own:
+        module: nn.Module = penstock.from_pretrained(model.load_class(), model.checkpoint, **terms)
         return module.eval()
     with torch.device("meta"):
         skeleton = model.build()
-    return penstock.stream(skeleton, model.weights_file, budget=budget_nbytes)
+    return penstock.stream(skeleton, model.weights_file, **terms)
 
 
 def skeleton(model: Model) -> nn.Module:
@@ -186,9 +197,15 @@ def _tie(module: nn.Module) -> None:
         tie()
 
 
+def _streamed(title: str, strategy: str) -> Way:
+    load = functools.partial(load_penstock, strategy=strategy)
+    return Way(title, load, _checkpoint, uses_page_cache=False, strategy=strategy)
+
+
 WAYS = {
     "resident": Way("resident", load_resident, _checkpoint, is_capped=False, uses_page_cache=False),
-    "penstock": Way("Penstock", load_penstock, _checkpoint, uses_page_cache=False),
+    "penstock": _streamed("Penstock", "auto"),
+    **{name: _streamed(f"Penstock, {name}", name) for name in names()},
     "accelerate": Way("accelerate disk_offload", load_accelerate, _accelerate_folder, prepare=prepare_accelerate),
     "paging": Way("OS paging", load_paging, _checkpoint),
     "diffusers": Way("diffusers group offloading", load_diffusers, _diffusers_folder, prepare=prepare_diffusers),
