@@ -106,7 +106,8 @@ class FlashMem:
         ended: dict[int, int] = {}  # the last call of a weight's stay before
         for use in uses:
             extent_nbytes = problem.extent_nbytes(use.weight)
-            chunks = -(-extent_nbytes // chunk_nbytes)
+            is_moved = problem.weights[use.weight].is_moved
+            chunks = 1 if is_moved else -(-extent_nbytes // chunk_nbytes)
             even_nbytes = _whole_blocks(problem, -(-extent_nbytes // chunks))
             earliest = max(0, use.first - _LOOKBACK, ended.get(use.weight, -1) + 1)
             ended[use.weight] = use.last
