@@ -86,7 +86,7 @@ def _traces(objects: Any, curve: Curve, sizes: Scale, times: Scale) -> list[Any]
             name=html.escape(strategy),
             mode="lines+markers",
             line={"color": line.color, "width": line.width},
-            marker={"symbol": line.symbol, "size": 7},
+            marker={"symbol": line.symbol, "size": 7 if len(points) > 1 else 13},
             hovertext=[_hover(curve, point, bounds[point.budget_nbytes]) for point in points],
             hovertemplate="%{hovertext}<extra></extra>",
         )
