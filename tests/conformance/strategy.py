@@ -17,7 +17,7 @@ from penstock.planning.check import check
 from ..planning.random_problems import chain, problems  # noqa: TID252
 
 # The tests are methods that several classes inherit, each with a strategy of its own.
-inherited = settings(suppress_health_check=[HealthCheck.differing_executors], max_examples=60)
+inherited = settings(suppress_health_check=[HealthCheck.differing_executors], max_examples=40)
 
 
 class StrategyConformance(ABC):

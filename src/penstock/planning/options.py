@@ -18,7 +18,7 @@ class PlanOptions:
         least_memory: the least memory at all.
         lam: FlashMem's lambda, 0 to 1, what a preloaded weight costs against moving weights in every pass.
         peak_nbytes: FlashMem's M_peak, bytes of weights in memory at once.
-        time_limit_seconds: of FlashMem's solver, for each plan that it makes: with `max_overhead` up to a dozen.
+        time_limit_seconds: for FlashMem's solver, for each plan that it makes: with `max_overhead`, up to a dozen.
 
     Raises:
         PlanError: an option is out of range, or two contradict one another.
