@@ -15,6 +15,7 @@ from torch import nn
 
 import penstock
 from penstock.planning import Plan
+from penstock.planning.strategies import names
 
 from .streaming import WIDTH, counted_memory, equal, is_streaming, needed_nbytes, weight_nbytes
 from .zoo import Block, Tied, X, Y, tokens
@@ -296,3 +297,48 @@ def test_an_unmeasured_model_has_as_much_kept_free_for_its_unknown_needs_as_the_
         reserved.append(penstock.inspect(module).plan.reserve.total_nbytes)
     assert reserved == [reserved[0], reserved[0] + (1 << 20), reserved[0] + needed]
     penstock.restore(module)
+
+
+@pytest.fixture(params=names())
+def strategy(request: pytest.FixtureRequest) -> str:
+    if request.param == "flashmem":
+        pytest.importorskip("ortools", reason="flashmem plans with ortools, which is not installed")
+    return str(request.param)
+
+
+def test_every_strategy_runs_and_changes_no_bit(module: nn.Module, strategy: str) -> None:
+    expected = run(module)
+    budget = 8 * weight_nbytes(module) if strategy in ("preload", "synchronous") else weight_nbytes(module)
+    penstock.stream(module, budget=budget, example=X, strategy=strategy)
+    assert penstock.inspect(module).plan.strategy == strategy
+    assert is_streaming(module) == (strategy != "preload")
+    assert [equal(run(module), expected) for _ in range(3)] == [True] * 3
+    penstock.restore(module)
+
+
+def test_least_memory_is_asked_for_within_the_budget(module: nn.Module, checkpoint: Path, budget: int) -> None:
+    expected = run(module)
+    penstock.stream(module, budget=budget, example=X, least_memory=True)
+    plan = penstock.inspect(module).plan
+    assert plan.budget_nbytes < penstock.inspect(module).budget.nbytes == budget
+    assert [equal(run(module), expected) for _ in range(2)] == [True] * 2
+    penstock.restore(module)
+    loose = penstock.plan(module, checkpoint, budget=budget, example=X, max_overhead=1e9)
+    assert loose.budget_nbytes <= budget
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_overhead": 0.1, "least_memory": True}, "contradict"),
+        ({"max_overhead": -1.0}, "max_overhead is -1.0"),
+        ({"lam": 0.5}, "only strategy 'flashmem'"),
+        ({"lam": 2.0, "strategy": "flashmem"}, "lam is 2.0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_happens(
+    module: nn.Module, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(penstock.PlanError, match=message):
+        penstock.stream(module, budget="64MiB", **options)
+    assert not any(parameter.is_meta for parameter in module.parameters())

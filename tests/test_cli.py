@@ -116,6 +116,13 @@ def test_a_strategy_that_does_not_exist_is_told_in_one_line(fails: Callable[...,
     assert "fastest" in fails("plan", bert, "--budget", "8MiB", "--strategy", "fastest")
 
 
+def test_an_overhead_out_of_reach_is_told_in_one_line(fails: Callable[..., str], bert: Path) -> None:
+    command = ("plan", bert, "--budget", "8MiB", "--strategy", "two-stage", "--max-overhead")
+    assert "out of reach" in fails(*command, "0")
+    assert "max_overhead is -1.0" in fails(*command, "-1")
+    assert "contradict" in fails(*command, "0.1", "--least-memory")
+
+
 def test_more_tokens_than_the_model_takes_are_told_in_one_line(fails: Callable[..., str], bert: Path) -> None:
     assert "--tokens" in fails("plan", bert, "--budget", "8MiB", "--tokens", "4096")
 

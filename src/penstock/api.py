@@ -14,7 +14,7 @@ from penstock.budget import Budget
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.footprint import Footprint
 from penstock.hub import load_skeleton
-from penstock.planning import Plan
+from penstock.planning import Plan, PlanOptions
 from penstock.report.curve import Curve
 from penstock.runtime.binding import GuardedParameters
 from penstock.runtime.devices.base import Device
@@ -49,6 +49,11 @@ def stream(
     device: str | torch.device | Device = "cpu",
     example: Any = None,
     strategy: str = "auto",
+    max_overhead: float | None = None,
+    least_memory: bool = False,
+    lam: float | None = None,
+    peak_nbytes: int | None = None,
+    time_limit_seconds: float | None = None,
     offload_folder: StrPath | None = None,
 ) -> ModuleT:
     """Run `module` within `budget`, its weights streamed from `checkpoint` while it computes.
@@ -64,16 +69,21 @@ def stream(
         device: where it computes: `"cpu"`.
         example: arguments of a typical call (a tensor, a tuple, or a mapping of keywords): plans at once rather than
             at the first call.
-        strategy: how to plan; `"auto"` or `"balanced"`.
+        strategy: how to plan; `"auto"`, or one of `penstock.planning.strategies.names()`.
+        max_overhead: use as little memory as lets a pass take, as predicted, `1 + max_overhead` times its compute.
+        least_memory: use as little memory as the strategy can.
+        lam, peak_nbytes, time_limit_seconds: for `strategy="flashmem"`: see `penstock.planning.PlanOptions`.
         offload_folder: where weights are written if `checkpoint` is None; a temporary folder if None.
 
     Raises:
         BudgetError, BudgetInfeasibleError: the budget is no size, or too small.
+        PlanError: there is no such strategy, options contradict one another, or an overhead is out of reach.
         CheckpointError, CheckpointMismatchError: the checkpoint is damaged or not this module's.
         UnsupportedModelError: the module cannot be streamed.
         StorageError: weights could not be written.
     """
-    terms = Terms.of(budget, device, strategy)
+    options = PlanOptions(max_overhead, least_memory, lam, peak_nbytes, time_limit_seconds)
+    terms = Terms.of(budget, device, strategy, options)
     _check_module(module)
     footprint = Footprint(held_nbytes=_held_nbytes(module))
     call = _call(example)
@@ -84,7 +94,7 @@ def stream(
     try:
         if call is not None:  # before the module gives anything up
             found = plain_workload(module, origin, call, terms.device, footprint)
-            found.plan(terms.budget.nbytes, terms.strategy)
+            found.plan(terms.budget.nbytes, terms.strategy, terms.options)
     except BaseException:
         origin.remove_files()
         raise
@@ -101,6 +111,11 @@ def from_pretrained(
     device: str | torch.device | Device = "cpu",
     example: Any = None,
     strategy: str = "auto",
+    max_overhead: float | None = None,
+    least_memory: bool = False,
+    lam: float | None = None,
+    peak_nbytes: int | None = None,
+    time_limit_seconds: float | None = None,
     **same: Any,
 ) -> ModuleT:
     """`cls.from_pretrained(path, **same)`, streamed: never more than the budget in memory, also while loading.
@@ -108,14 +123,15 @@ def from_pretrained(
     Args:
         cls: a transformers or diffusers class, Auto classes included.
         path: a local folder.
-        budget, device, example, strategy: as for `stream`.
+        budget, device, example, strategy and what follows it: as for `stream`.
         same: what `cls.from_pretrained` takes.
 
     Raises:
         UnsupportedModelError: the weights cannot be read in place; `penstock pack` can convert them.
-        BudgetError, BudgetInfeasibleError, CheckpointError, CheckpointMismatchError: as for `stream`.
+        BudgetError, BudgetInfeasibleError, PlanError, CheckpointError, CheckpointMismatchError: as for `stream`.
     """
-    terms = Terms.of(budget, device, strategy)
+    options = PlanOptions(max_overhead, least_memory, lam, peak_nbytes, time_limit_seconds)
+    terms = Terms.of(budget, device, strategy, options)
     footprint = Footprint()
     skeleton = load_skeleton(cls, path, **same)
     module: ModuleT = skeleton.module  # type: ignore[assignment]
@@ -158,21 +174,28 @@ def plan(
     example: Any,
     device: str | torch.device | Device = "cpu",
     strategy: str = "auto",
+    max_overhead: float | None = None,
+    least_memory: bool = False,
+    lam: float | None = None,
+    peak_nbytes: int | None = None,
+    time_limit_seconds: float | None = None,
 ) -> Plan:
     """The plan that `stream` would follow, without running anything. The module is as before afterwards.
 
     Args:
         checkpoint: a safetensors file or a folder of Hub shards; None if `module` is streamed already.
         example: arguments of the call to plan for, as for `stream`.
-        budget, device, strategy: as for `stream`.
+        budget, device, strategy and what follows it: as for `stream`.
 
     Raises:
         BudgetInfeasibleError: no plan fits; `.needed_nbytes` would.
+        PlanError: as for `stream`.
         StreamStateError: `module` is not streamed and no checkpoint is given, or is streamed and one is.
         CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `stream`.
     """
-    terms = Terms.of(budget, device, strategy)
-    return _workload(module, checkpoint, example, terms.device).plan(terms.budget.nbytes, terms.strategy)
+    options = PlanOptions(max_overhead, least_memory, lam, peak_nbytes, time_limit_seconds)
+    terms = Terms.of(budget, device, strategy, options)
+    return _workload(module, checkpoint, example, terms.device).plan(terms.budget.nbytes, terms.strategy, options)
 
 
 @_ordinary

@@ -75,7 +75,14 @@ def load(cls: Any, spec: ArmSpec) -> torch.nn.Module:
     if spec.budget_nbytes is None:
         module = cls.from_pretrained(spec.folder, use_safetensors=True)
     else:
-        module = penstock.from_pretrained(cls, spec.folder, budget=spec.budget_nbytes, strategy=spec.strategy)
+        module = penstock.from_pretrained(
+            cls,
+            spec.folder,
+            budget=spec.budget_nbytes,
+            strategy=spec.strategy,
+            max_overhead=spec.max_overhead,
+            least_memory=spec.least_memory,
+        )
     evaluating: torch.nn.Module = module.eval()
     return evaluating
 

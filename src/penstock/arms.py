@@ -43,7 +43,7 @@ class ArmSpec:
         class_name: its class there.
         inputs: safetensors files with a forward's arguments by name; a pass calls the model with each in turn.
         budget_nbytes: streamed within so much; None: resident, loaded by the library itself.
-        strategy: how to plan.
+        strategy, max_overhead, least_memory: how to plan.
     """
 
     folder: str
@@ -52,6 +52,8 @@ class ArmSpec:
     inputs: tuple[str, ...]
     budget_nbytes: int | None = None
     strategy: str = "auto"
+    max_overhead: float | None = None
+    least_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,13 +80,16 @@ class Generation:
             raise UnsupportedModelError(f"the prompt {prompt!r} has no tokens in this model's vocabulary")
         self._module: Any = None
 
-    def load(self, budget: int, strategy: str = "auto") -> None:
+    def load(self, budget: int, **how: Any) -> None:
         """Loads the model, streamed within `budget` bytes, with room for the whole text.
+
+        Args:
+            how: what else `penstock.from_pretrained` takes.
 
         Raises:
             BudgetInfeasibleError: the budget has no room for the prompt, or for the last token's key-value cache.
         """
-        module = penstock.from_pretrained(self._cls, self._folder.path, budget=budget, strategy=strategy).eval()
+        module = penstock.from_pretrained(self._cls, self._folder.path, budget=budget, **how).eval()
         try:
             reserve(module, self._inputs, self._max_new_tokens)
         except BaseException:

@@ -95,9 +95,9 @@ class Provision:
     def room_nbytes(self) -> int:
         """What a pass may take besides the arena, the margin not touched; all that there is where nothing is known."""
         installation = self.deployment.installation
-        if installation is None or installation.plan.budget_nbytes < MEASURABLE_NBYTES:
+        if installation is None or self.terms.budget.nbytes < MEASURABLE_NBYTES:
             return sys.maxsize
-        return installation.plan.reserve.total_nbytes - margin_nbytes(installation.plan.budget_nbytes)
+        return installation.plan.reserve.total_nbytes - margin_nbytes(self.terms.budget.nbytes)
 
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
@@ -116,13 +116,13 @@ class Provision:
         grown_nbytes = self.footprint.peak_growth_nbytes()
         self.footprint.is_measuring = bool(self.learning)
         self.admission.add(signature, trace)
-        if grown_nbytes is not None and plan.budget_nbytes >= MEASURABLE_NBYTES:
+        if grown_nbytes is not None and self.terms.budget.nbytes >= MEASURABLE_NBYTES:
             overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes
             self.admission.note_overhead(signature, max(overhead_nbytes, 1))  # 0 stands for unmeasured
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
             wasted_nbytes = spare_nbytes - self._caution_nbytes()
-            if spare_nbytes < 0 or (is_learnt and wasted_nbytes > plan.budget_nbytes // WASTE):
+            if spare_nbytes < 0 or (is_learnt and wasted_nbytes > self.terms.budget.nbytes // WASTE):
                 self.admitted, self.is_outgrown = None, True
 
     def learn_anew(self, signature: Signature, trace: Trace) -> None:
@@ -255,7 +255,7 @@ class Provision:
             moved=self._to_realign(),
             caution_nbytes=caution_nbytes,
         )
-        plan = kept_plan(problem, self.terms.strategy)
+        plan = kept_plan(problem, self.terms.strategy, self.terms.options)
         return_free_memory()  # planning has left some in between
         self.is_outgrown = False
         present, realigned = self.deployment.installation, self._to_realign()

@@ -131,7 +131,7 @@ def start_again(
     before = Origin.present(earlier)
     origin = before if path is None else Origin.of(module, path)
     if path is None and call is not None and earlier.is_own_process:
-        earlier.workload(*call).plan(terms.budget.nbytes, terms.strategy)
+        earlier.workload(*call).plan(terms.budget.nbytes, terms.strategy, terms.options)
     earlier.close(remove_files=False)
     try:
         start(module, origin, call, terms, footprint)

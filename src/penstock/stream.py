@@ -271,7 +271,9 @@ class Stream:
     def _compute_recorded(self, signature: Signature, args: Any, kwargs: Any) -> Any:
         """The first real pass where no dry run was possible: it streams, answers, and is recorded."""
         provision = self._provision
-        recorder = Recorder(self.weights, stalled=self._deployment.stall_seconds, on_peak=_refuse_beyond(self.plan))
+        recorder = Recorder(
+            self.weights, stalled=self._deployment.stall_seconds, on_peak=_refuse_beyond(self.plan, self.budget.nbytes)
+        )
         if self._deployment.installation is not None:
             index = {id(weight): position for position, weight in enumerate(self.weights)}
             for load in self._deployment.installation.cold.loads:
@@ -289,18 +291,19 @@ class Stream:
             self._deployment.executor.events.rows_read(nbytes, since)
 
 
-def _refuse_beyond(plan: Plan) -> Callable[[int], None]:
-    """What raises once a pass's own tensors take more than `plan` leaves for them."""
+def _refuse_beyond(plan: Plan, budget_nbytes: int) -> Callable[[int], None]:
+    """What raises once a pass's own tensors take more than `plan` leaves of the budget for them."""
     reserve = plan.reserve
-    room_nbytes = plan.budget_nbytes - plan.arena_nbytes - reserve.io_nbytes - reserve.bookkeeping_nbytes
+    taken_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
+    room_nbytes = budget_nbytes - taken_nbytes
 
     def check(live_nbytes: int) -> None:
         if live_nbytes > room_nbytes:
             raise BudgetInfeasibleError(
                 f"this call's activations reach {format_size(live_nbytes)}, and the budget of "
-                f"{format_size(plan.budget_nbytes)} leaves {format_size(room_nbytes)} for them: "
+                f"{format_size(budget_nbytes)} leaves {format_size(room_nbytes)} for them: "
                 "call it with smaller inputs or set a larger budget",
-                needed_nbytes=plan.budget_nbytes + live_nbytes - room_nbytes,
+                needed_nbytes=budget_nbytes + live_nbytes - room_nbytes,
             )
 
     return check

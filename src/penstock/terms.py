@@ -8,7 +8,8 @@ import torch
 
 from penstock.budget import Budget
 from penstock.errors import UnsupportedModelError
-from penstock.planning.strategies import get as get_strategy
+from penstock.planning import PlanOptions
+from penstock.planning.strategies import configured
 from penstock.runtime.devices.base import Device
 from penstock.runtime.devices.cpu import CpuDevice
 
@@ -20,18 +21,25 @@ class Terms:
     budget: Budget
     device: Device
     strategy: str
+    options: PlanOptions
 
     @classmethod
-    def of(cls, budget: int | str | Budget, device: str | torch.device | Device, strategy: str) -> Terms:
+    def of(
+        cls,
+        budget: int | str | Budget,
+        device: str | torch.device | Device,
+        strategy: str,
+        options: PlanOptions,
+    ) -> Terms:
         """The terms that a caller names.
 
         Raises:
             BudgetError: the budget is no size.
-            PlanError: there is no such strategy.
+            PlanError: there is no such strategy, or it takes no such options.
             UnsupportedModelError: there is no such device.
         """
-        terms = cls(Budget(budget), device_of(device), strategy)
-        get_strategy(strategy)
+        terms = cls(Budget(budget), device_of(device), strategy, options)
+        configured(strategy, options)
         return terms
 
 

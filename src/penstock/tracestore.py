@@ -18,7 +18,7 @@ from torch import nn
 from penstock import machine
 from penstock.cache import atomic_write, cache_dir
 from penstock.errors import PlanError
-from penstock.planning import Plan, Problem
+from penstock.planning import Plan, PlanOptions, Problem
 from penstock.planning.check import check
 from penstock.planning.planner import make_plan
 from penstock.runtime.binding import BoundWeight
@@ -90,20 +90,23 @@ class TraceStore:
         return trace if trace.weights == self._names else None
 
 
-def kept_plan(problem: Problem, strategy: str) -> Plan:
+def kept_plan(problem: Problem, strategy: str, options: PlanOptions | None = None) -> Plan:
     """The plan for `problem`, from the cache folder if a sound one is there, else made and kept.
 
     Raises:
         BudgetInfeasibleError: there is none.
+        PlanError: none is what `options` ask for.
     """
-    key = hashlib.sha256(f"{problem.fingerprint} {strategy} {_PLANNER_VERSION}".encode()).hexdigest()[:24]
+    options = options or PlanOptions()
+    text = f"{problem.fingerprint} {strategy} {options} {_PLANNER_VERSION}"
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_dir() / "plans" / f"{key}.json"
     with contextlib.suppress(OSError, UnicodeDecodeError, PlanError):
         plan = Plan.from_json(path.read_text())
         if plan.problem_fingerprint == problem.fingerprint:
             check(problem, plan)
             return plan
-    plan = make_plan(problem, strategy)
+    plan = make_plan(problem, strategy, options=options)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:

@@ -11,7 +11,7 @@ from torch import nn
 from penstock.admission import assumed_trace
 from penstock.checkpoint import Checkpoint
 from penstock.machine import StorageProfile, storage_profile
-from penstock.planning import Plan, Problem
+from penstock.planning import Plan, PlanOptions, Problem
 from penstock.planning.strategies import get as get_strategy
 from penstock.profile import make_problem
 from penstock.report.curve import Curve
@@ -53,13 +53,14 @@ class Workload:
             moved=self.moved,
         )
 
-    def plan(self, budget_nbytes: int, strategy: str) -> Plan:
+    def plan(self, budget_nbytes: int, strategy: str, options: PlanOptions) -> Plan:
         """The plan for it.
 
         Raises:
             BudgetInfeasibleError: there is none.
+            PlanError: there is none as `options` want it.
         """
-        return kept_plan(self.problem(budget_nbytes), strategy)
+        return kept_plan(self.problem(budget_nbytes), strategy, options)
 
     def budgets(self, strategies: Sequence[str] | None) -> list[int]:
         """The budgets in bytes that make sense for strategies: see `penstock.report.sweeping.find_budgets`."""

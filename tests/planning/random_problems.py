@@ -19,6 +19,7 @@ def weights(draw: st.DrawFn, index: int) -> Weight:
         requests=draw(st.integers(1, 3)),
         rows_only=rows_only,
         row_seconds=draw(st.sampled_from([0.0, 0.01, 5.0])) if rows_only else 0.0,
+        is_moved=draw(st.integers(0, 4)) == 0,
     )
 
 

@@ -186,6 +186,44 @@ def test_staging_counts_and_its_addresses_lie_within(plan: Plan) -> None:
         check(roomy, _with_load(counted, 0, staging_offset=7))
 
 
+def _lockstep() -> tuple[Problem, Plan]:
+    problem = replace(_problem(), budget_nbytes=4 * 4096)
+    plan = make_plan(problem, "synchronous")
+    assert plan.pacing == "lockstep"
+    return problem, plan
+
+
+def test_lockstep_goes_layer_by_layer_through_staging_with_places_of_their_own() -> None:
+    problem, plan = _lockstep()
+    check(problem, plan)
+    with pytest.raises(PlanError, match="no staging memory"):
+        check(problem, replace(plan, staging_nbytes=0))
+    calls = (replace(problem.calls[0], reads=(0, 1)), replace(problem.calls[1], reads=()), *problem.calls[2:])
+    problem = replace(problem, calls=calls, budget_nbytes=8 * 4096)
+    plan = make_plan(problem, "synchronous")
+    check(problem, plan)
+    with pytest.raises(PlanError, match="shares staging memory with others of call 0"):
+        check(problem, _with_load(plan, 1, staging_offset=plan.loads[0].staging_offset))
+
+
+def test_lockstep_takes_layers_in_order() -> None:
+    problem = chain([4096] * 3, [1e-5] * 3, 12 * 4096)
+    plan = make_plan(problem, "two-stage")
+    assert plan.arena_nbytes == 3 * 4096
+    staged = [replace(load, staging_offset=index * 4096) for index, load in enumerate(plan.loads)]
+    staged = [replace(load, after_call=-1 if load.after_pass == 0 else load.after_call) for load in staged]
+    peak = replace(plan.prediction, peak_nbytes=6 * 4096)
+    plan = replace(plan, pacing="lockstep", staging_nbytes=3 * 4096, prediction=peak, loads=tuple(staged))
+    check(problem, plan)
+    with pytest.raises(PlanError, match="loads call 1 before 0"):
+        check(problem, replace(plan, loads=(staged[1], staged[0], staged[2])))
+
+
+def test_what_is_preloaded_has_no_loads_for_later(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="loaded first"):
+        check(_problem(), replace(plan, pacing="preload"))
+
+
 def _earlier(load: Load, call_count: int) -> Load | None:
     """The same load, allowed to start one call earlier."""
     if load.after_call > 0:

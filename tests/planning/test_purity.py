@@ -8,6 +8,7 @@ import penstock.planning
 ALLOWED = {"penstock.planning", "penstock.errors", "penstock.budget"}
 ALLOWED_OUTSIDE = {
     "__future__",
+    "abc",
     "bisect",
     "collections",
     "dataclasses",
@@ -16,7 +17,10 @@ ALLOWED_OUTSIDE = {
     "json",
     "math",
     "numpy",
+    "ortools",
     "random",
+    "statistics",
+    "time",
     "typing",
 }
 
@@ -40,6 +44,12 @@ def test_planning_imports_neither_torch_nor_the_runtime() -> None:
         for name in _imports(file.read_text()):
             own = any(name == allowed or name.startswith(allowed + ".") for allowed in ALLOWED)
             assert own or name.split(".")[0] in ALLOWED_OUTSIDE, f"{file.name} imports {name}"
+
+
+def test_the_solver_is_imported_only_where_it_is_asked() -> None:
+    for file in sorted(Path(penstock.planning.__file__).parent.rglob("*.py")):
+        at_top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("ortools" in ast.unparse(node) for node in at_top), file.name
 
 
 def test_the_checker_shares_no_code_with_planner_and_simulator() -> None:

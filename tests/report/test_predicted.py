@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning import Problem, make_plan, simulate
+from penstock.planning.strategies import names
 from penstock.report.predicted import predicted_tracks
 from penstock.report.timeline import COMPUTE, PASSES, STALLS, STORAGE, Occupancy, Span, Tracks
 
@@ -19,16 +20,17 @@ from .traces import spans_of
 PROBLEM = chain([5120] * 6, [1.0, 3.0] * 3, 3 * 5120, bytes_per_second=2000.0)
 
 
-@given(problems(budget_from=0.05))
-@settings(max_examples=100)
-def test_any_plan_gives_a_sound_trace_whose_counters_stay_within_the_arena(problem: Problem) -> None:
+@pytest.mark.parametrize("strategy", names())
+@given(problem=problems(budget_from=0.05))
+@settings(max_examples=30)
+def test_any_plan_gives_a_sound_trace_whose_counters_stay_within_the_arena(strategy: str, problem: Problem) -> None:
     try:
-        plan = make_plan(problem)
+        plan = make_plan(problem, strategy)
     except BudgetInfeasibleError:
         return
     tracks = predicted_tracks(problem, plan, "random")
     spans = spans_of(tracks.to_chrome_trace())
-    assert not spans["copy"]
+    assert bool(spans["copy"]) == bool(plan.staging_nbytes and plan.loads)
     assert "storage 2" not in spans, "one storage server loads one thing at a time"
     if plan.resident or plan.loads:
         assert max(each.resident_nbytes + each.streamed_nbytes for each in tracks.occupancy) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ import torch
 from torch import nn
 
 import penstock
+from penstock.planning.strategies import names
 from penstock.report.recorded import UNATTENDED, Recording, recorded_tracks
 from penstock.report.timeline import COMPUTE, COPY, PASSES, STALLS, STORAGE, Span, Tracks
 from penstock.runtime.events import EventLog, NotedLoad
 
 from ..adversary import AdversarialDevice  # noqa: TID252
-from ..streaming import counted_memory, equal, is_streaming, plan_of, stream_tightly, weight_nbytes  # noqa: TID252
+from ..streaming import WIDTH, counted_memory, equal, is_streaming, plan_of, stream_tightly, weight_nbytes  # noqa: TID252
 from ..zoo import CASES, Block, Tied, X, tokens  # noqa: TID252
 from .traces import spans_of
 
@@ -108,6 +110,28 @@ def test_recording_changes_no_bit_and_any_order_of_calls_gives_a_sound_trace(nam
     assert len(of(recording.tracks(), PASSES)) == passes
 
 
+@pytest.mark.parametrize("strategy", names())
+def test_passes_by_any_strategy_are_recorded_with_the_copies_that_they_make(strategy: str) -> None:
+    torch.manual_seed(0)
+    example = torch.zeros(3, WIDTH)
+    budget = 8 * weight_nbytes(Trap())
+    module = penstock.stream(Trap().eval(), budget=budget, example=example, strategy=strategy)
+    with pytest.raises(penstock.BudgetInfeasibleError) as refused:
+        penstock.inspect(module).budget = 1
+    penstock.inspect(module).budget = refused.value.needed_nbytes
+    with penstock.inspect(module).record() as recording:
+        run(module, example, passes=3)
+    plan = plan_of(module)
+    penstock.restore(module)
+    spans = spans_of(recording.to_chrome_trace())
+    assert plan.strategy == strategy
+    assert len(spans["passes"]) == 3
+    copied = {span["name"] for span in spans["copy"]}
+    streamed = {plan.weight_names[load.weight] for load in plan.loads}
+    assert copied == (streamed if plan.staging_nbytes else set())
+    assert streamed <= {span["name"] for name, track in spans.items() if name.startswith("storage") for span in track}
+
+
 @pytest.mark.parametrize("error", [ValueError("own"), KeyboardInterrupt()], ids=repr)
 def test_a_pass_that_is_cut_off_leaves_the_recording_sound(error: BaseException) -> None:
     torch.manual_seed(0)
@@ -193,17 +217,34 @@ def test_what_is_beyond_the_limit_is_counted_and_told(streamed: nn.Module, monke
     spans_of(recording.to_chrome_trace())
 
 
-def test_a_copy_stage_ends_the_reading_and_has_a_track() -> None:
+def test_what_is_read_to_staging_memory_first_is_a_read_and_a_copy() -> None:
     log = EventLog({})
     log.plan_taken([NotedLoad("w", 4096, False)], [], 4096)
-    for note in (log.place_taken, log.read_begun, log.copy_begun, log.copy_ended, log.arrived, log.place_freed):
+    for note in (log.read_begun, log.read_ended, log.place_taken, log.copy_begun, log.copy_ended, log.arrived):
         note(0)
+    log.place_freed(0)
     tracks = recorded_tracks(log, "staged")
     (read,), (copied,) = of(tracks, STORAGE), of(tracks, COPY)
     assert read.name == copied.name == "w"
-    assert read.end_seconds == copied.begin_seconds
+    at = [event.seconds - log.events[0].seconds for event in log.events]
+    assert (read.begin_seconds, read.end_seconds) == (at[1], at[2])
+    assert (copied.begin_seconds, copied.end_seconds) == (at[4], at[5])
     assert [each.streamed_nbytes for each in tracks.occupancy] == [0, 4096, 0]
     assert spans_of(Recording(log, "staged").to_chrome_trace())["copy"]
+
+
+def test_a_layer_whose_end_was_cut_off_is_not_the_next_passs() -> None:
+    layer = nn.Identity()
+    log = EventLog({id(layer): "layer"})
+    log.pass_begun()
+    log.layer_begun(layer)
+    log.pass_ended()
+    log.pass_begun()
+    log.rows_read(4096, perf_counter() - 0.5)
+    log.pass_ended()
+    tracks = recorded_tracks(log, "cut off")
+    assert [span.name for span in of(tracks, STALLS)] == ["rows of a table"]
+    assert "layer" not in {span.name for span in tracks.spans}
 
 
 def test_what_is_in_the_arena_when_recording_begins_is_counted(streamed: nn.Module) -> None:

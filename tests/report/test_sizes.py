@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.budget import parse_size
@@ -22,6 +22,7 @@ def test_a_readable_size_is_at_least_as_large_and_works_as_it_is_shown(nbytes: i
 
 
 @given(st.lists(sizes, min_size=2, max_size=2))
+@example([1, 2])
 def test_ticks_lie_within_the_budgets_and_are_not_many(budgets: list[int]) -> None:
     low, high = sorted(budgets)
     ticks = size_ticks(budgets)

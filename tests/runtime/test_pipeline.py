@@ -16,9 +16,10 @@ from penstock.checkpoint import FileIdentity, Piece, WeightSource
 from penstock.errors import StorageError, StreamStateError
 from penstock.runtime.devices.base import Device, TransferQueue
 from penstock.runtime.devices.cpu import CpuDevice
+from penstock.runtime.events import EventLog, Kind
 from penstock.runtime.loads import PlannedLoad
 from penstock.runtime.pacing import Gates, LockstepPace, Pace, PlannedPace
-from penstock.runtime.pipeline import ABSENT, READY, Pipeline, PlaceTakenError
+from penstock.runtime.pipeline import ABSENT, LOADING, READY, Pipeline, PlaceTakenError
 from penstock.runtime.storage import FileStorage
 
 from ..adversary import AdversarialDevice  # noqa: TID252
@@ -97,6 +98,26 @@ def test_a_place_that_is_held_is_never_taken(two_in_one_place: Opened) -> None:
     with pytest.raises(PlaceTakenError):
         pipeline.hold(1)
     assert two_in_one_place.has_its_bytes(0)
+
+
+def test_a_load_that_an_interrupt_undid_is_noted_as_gone(two_in_one_place: Opened) -> None:
+    pipeline, log = two_in_one_place.pipeline, EventLog({})
+    pipeline.record(log, ["a", "b"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline._queue, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.start([0], [])
+    pipeline.states[0] = LOADING  # as if the interrupt had come a moment earlier
+    log.place_taken(0)
+    pipeline.recover()
+    pipeline.start([1], [])
+    pipeline.hold(1)
+    taken = [(event.kind, event.subject) for event in log.events if event.kind in (Kind.PLACE_TAKEN, Kind.PLACE_FREED)]
+    assert taken == [(Kind.PLACE_TAKEN, 0), (Kind.PLACE_FREED, 0)] * 2 + [(Kind.PLACE_TAKEN, 1)]
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_is_held_twice_is_freed_by_the_second_release(two_in_one_place: Opened) -> None:

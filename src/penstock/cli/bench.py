@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.budget import format_size
-from penstock.cli.options import Batch, Budgets, Inputs, Json, Model, Strategy, Tokens
+from penstock.cli.options import Batch, Budgets, Inputs, Json, LeastMemory, MaxOverhead, Model, Strategy, Tokens
 from penstock.cli.plan import example_for
 from penstock.cli.terminal import Terminal, bandwidth, make_table, milliseconds
 from penstock.models import open_folder
@@ -29,6 +29,8 @@ def bench(
     batch: Batch = 1,
     tokens: Tokens = 128,
     strategy: Strategy = "auto",
+    max_overhead: MaxOverhead = None,
+    least_memory: LeastMemory = False,
     as_json: Json = False,
 ) -> None:
     """Compare MODEL inside each budget with itself resident: latency, peak memory, same bits or not."""
@@ -43,7 +45,15 @@ def bench(
         file = Path(scratch) / "inputs.safetensors"
         save_tensors(example_for(folder, inputs, batch, tokens), file)
         storage = measure(model, quick=True, progress=lambda done, total: report("measuring storage", done, total))
-        spec = ArmSpec(str(folder.path), folder.library, cls.__name__, (str(file),), strategy=strategy)
+        spec = ArmSpec(
+            str(folder.path),
+            folder.library,
+            cls.__name__,
+            (str(file),),
+            strategy=strategy,
+            max_overhead=max_overhead,
+            least_memory=least_memory,
+        )
         cells = _compare(spec, budget, rounds, report)
     headers = ["budget", "peak", "resident", "streamed", "ratio", "stalled", "read per pass", "bit-identical"]
     terminal.show(make_table(headers, [_row(*cell) for cell in cells]))

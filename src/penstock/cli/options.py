@@ -10,6 +10,7 @@ import typer
 
 from penstock.budget import parse_size
 from penstock.errors import BudgetError
+from penstock.planning.strategies import names as strategy_names
 
 # Click's, or typer's own copy of it, depending on typer's version.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -45,6 +46,7 @@ Budgets = Annotated[
         "--budget", metavar="SIZE", parser=parse_budget, help="Cap on all memory of the model; may be repeated."
     ),
 ]
+_HOW = f"How to choose what stays and what streams: auto, {', '.join(strategy_names())}."
 BudgetOrSweep = Annotated[
     int | None,
     typer.Option(
@@ -53,13 +55,18 @@ BudgetOrSweep = Annotated[
 ]
 Strategies = Annotated[
     list[str] | None,
-    typer.Option("--strategy", help="How to choose what stays and what streams; with --sweep, may be repeated."),
+    typer.Option("--strategy", help=f"{_HOW} With --sweep, may be repeated."),
 ]
 Timeline = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write what happens when, as a trace for ui.perfetto.dev or chrome://tracing."),
 ]
-Strategy = Annotated[str, typer.Option(help="How to choose what stays and what streams.")]
+Strategy = Annotated[str, typer.Option(help=_HOW)]
+MaxOverhead = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Take as little memory as lets a pass be this much slower: 0.01 for 1 %."),
+]
+LeastMemory = Annotated[bool, typer.Option("--least-memory", help="Take as little memory as the strategy can.")]
 Inputs = Annotated[
     Path | None,
     typer.Option(

@@ -13,6 +13,8 @@ from penstock.cli.options import (
     BudgetOrSweep,
     Inputs,
     Json,
+    LeastMemory,
+    MaxOverhead,
     Model,
     Strategies,
     Timeline,
@@ -47,11 +49,17 @@ def plan(
     batch: Batch = 1,
     tokens: Tokens = 128,
     strategy: Strategies = None,
+    max_overhead: MaxOverhead = None,
+    least_memory: LeastMemory = False,
     as_json: Json = False,
 ) -> None:
     """Show how MODEL would run inside a budget, or the smallest budget in which it can; or, with --sweep, in all."""
     _check_options(
-        budget, sweep, strategy or [], {"--picture": picture, "--page": page, "--measure": measure}, timeline
+        budget,
+        sweep,
+        strategy or [],
+        {"--picture": picture, "--page": page, "--measure": measure},
+        {"--timeline": timeline, "--max-overhead": max_overhead, "--least-memory": least_memory},
     )
     terminal = Terminal(as_json=as_json)
     check_drawings(picture, page)
@@ -61,7 +69,8 @@ def plan(
     example = example_for(folder, inputs, batch, tokens)
     with refusals(f"{cls.__name__} refuses these inputs"):
         if budget is not None:
-            _show(terminal, folder, cls, example, budget, (strategy or ["auto"])[0], timeline)
+            how = {"strategy": (strategy or ["auto"])[0], "max_overhead": max_overhead, "least_memory": least_memory}
+            _show(terminal, folder, cls, example, budget, how, timeline)
         else:
             show_sweep(
                 terminal,
@@ -76,14 +85,19 @@ def plan(
 
 
 def _check_options(
-    budget: int | None, sweep: bool, strategies: list[str], of_sweep: dict[str, object], timeline: Path | None
+    budget: int | None,
+    sweep: bool,
+    strategies: list[str],
+    of_sweep: dict[str, object],
+    of_budget: dict[str, object],
 ) -> None:
     if sweep and budget is not None:
         raise UsageError("--sweep shows every budget: leave --budget out")
     if not sweep and budget is None:
         raise UsageError("Missing option '--budget' (or --sweep, to see what each would bring)")
-    if sweep and timeline is not None:
-        raise UsageError("--timeline is of one budget: give --budget instead of --sweep")
+    for name, given in of_budget.items():
+        if sweep and given not in (None, False):
+            raise UsageError(f"{name} is of one budget: give --budget instead of --sweep")
     for name, given in of_sweep.items():
         if given and not sweep:
             raise UsageError(f"{name} goes with --sweep, not with --budget")
@@ -92,13 +106,19 @@ def _check_options(
 
 
 def _show(
-    terminal: Terminal, folder: ModelFolder, cls: Any, example: Any, budget: int, strategy: str, timeline: Path | None
+    terminal: Terminal,
+    folder: ModelFolder,
+    cls: Any,
+    example: Any,
+    budget: int,
+    how: dict[str, Any],
+    timeline: Path | None,
 ) -> None:
     import penstock
 
     with terminal.progress() as report:
         report("planning", 0, 0)
-        with streamed(cls, folder.path, budget=budget, strategy=strategy, example=example) as module:
+        with streamed(cls, folder.path, budget=budget, example=example, **how) as module:
             stream = penstock.inspect(module)
             found = stream.plan
             if timeline is not None:

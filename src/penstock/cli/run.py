@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.budget import format_size
-from penstock.cli.options import Budget, Json, Model, Strategy, Timeline, UsageError, check_writable
+from penstock.cli.options import (
+    Budget,
+    Json,
+    LeastMemory,
+    MaxOverhead,
+    Model,
+    Strategy,
+    Timeline,
+    UsageError,
+    check_writable,
+)
 from penstock.cli.terminal import Terminal, milliseconds
 from penstock.errors import PenstockError, UnsupportedModelError
 from penstock.models import open_folder
@@ -42,6 +52,8 @@ def run(
     seed: Annotated[int | None, typer.Option(help="With --temperature: for the same sample again.")] = None,
     strategy: Strategy = "auto",
     timeline: Timeline = None,
+    max_overhead: MaxOverhead = None,
+    least_memory: LeastMemory = False,
     as_json: Json = False,
 ) -> None:
     """Run MODEL inside a budget: with --prompt, or with --inputs and --outputs."""
@@ -56,19 +68,20 @@ def run(
     check_writable("--timeline", timeline)
     terminal = Terminal(as_json=as_json)
     folder = open_folder(model)
+    how = {"budget": budget, "strategy": strategy, "max_overhead": max_overhead, "least_memory": least_memory}
     if prompt is not None:
         from penstock.generation import Generation  # torch and transformers, which a wrong flag need not wait for
 
         job = Generation(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        _continue_text(terminal, job, budget, strategy, timeline)
+        _continue_text(terminal, job, how, timeline)
     elif inputs is not None and outputs is not None:
-        _map_tensors(terminal, folder, budget, strategy, inputs, outputs, timeline)
+        _map_tensors(terminal, folder, how, inputs, outputs, timeline)
 
 
-def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str, timeline: Path | None) -> None:
+def _continue_text(terminal: Terminal, job: Any, how: dict[str, Any], timeline: Path | None) -> None:
     with terminal.progress() as report:
         report("loading", 0, 0)
-        job.load(budget, strategy)
+        job.load(**how)
     with recorded(job.stream, timeline):
         result = job.run(show=None if terminal.as_json else terminal.stream)
     terminal.show(
@@ -81,8 +94,7 @@ def _continue_text(terminal: Terminal, job: Any, budget: int, strategy: str, tim
 def _map_tensors(
     terminal: Terminal,
     folder: ModelFolder,
-    budget: int,
-    strategy: str,
+    how: dict[str, Any],
     inputs: Path,
     outputs: Path,
     timeline: Path | None,
@@ -97,7 +109,7 @@ def _map_tensors(
     _check_names(cls, arguments)
     with terminal.progress() as report:
         report("loading", 0, 0)
-        with streamed(cls, folder.path, budget=budget, strategy=strategy) as module:
+        with streamed(cls, folder.path, **how) as module:
             report("running", 0, 0)
             stream = penstock.inspect(module)
             with recorded(stream, timeline), torch.inference_mode(), refusals(f"{cls.__name__} refuses these inputs"):

@@ -39,6 +39,7 @@ def check(problem: Problem, plan: Plan) -> None:
     starts, ends = _extents(problem, plan)
     _check_residents(plan, starts, ends)
     _check_order(problem, plan)
+    _check_pacing(problem, plan)
     _check_coverage(problem, plan)
     _check_space(problem, plan, starts, ends)
 
@@ -105,15 +106,15 @@ def _check_indices(problem: Problem, plan: Plan) -> None:
 
 
 def _check_budget(problem: Problem, plan: Plan) -> None:
-    if plan.budget_nbytes != problem.budget_nbytes or plan.reserve != problem.reserve:
+    if not 0 < plan.budget_nbytes <= problem.budget_nbytes or plan.reserve != problem.reserve:
         _refuse("the plan is for another budget or reserve than the problem's")
     reserve = plan.reserve
     reserve_nbytes = reserve.activations_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
     taken_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve_nbytes
-    if min(plan.arena_nbytes, plan.staging_nbytes) < 0 or taken_nbytes > problem.budget_nbytes:
+    if min(plan.arena_nbytes, plan.staging_nbytes) < 0 or taken_nbytes > plan.budget_nbytes:
         _refuse(
             f"an arena of {plan.arena_nbytes} bytes, staging of {plan.staging_nbytes} and a reserve of "
-            f"{reserve_nbytes} do not fit the budget of {problem.budget_nbytes}"
+            f"{reserve_nbytes} do not fit the budget of {plan.budget_nbytes}"
         )
     if plan.prediction.peak_nbytes < taken_nbytes:
         _refuse(f"the predicted peak of {plan.prediction.peak_nbytes} bytes leaves out part of arena and reserve")
@@ -171,6 +172,28 @@ def _check_order(problem: Problem, plan: Plan) -> None:
                 f"loads[{waiting}] of {plan.weight_names[plan.loads[waiting].weight]} waits for call {latest}, "
                 f"which cannot end before call {load.first_call} has got loads[{index}]"
             )
+
+
+def _check_pacing(problem: Problem, plan: Plan) -> None:
+    """What goes in lockstep is layers in order, staged, each with places of its own for all that it brings."""
+    if plan.pacing == "preload" and plan.loads:
+        _refuse("everything is loaded first, but the plan has loads for later")
+    if plan.pacing != "lockstep" or not plan.loads:
+        return
+    if not plan.staging_nbytes:
+        _refuse("the plan goes in lockstep and has no staging memory")
+    block = problem.storage.block_nbytes
+    layer: list[tuple[int, int]] = []
+    for before, load in zip((None, *plan.loads), plan.loads, strict=False):
+        if before is None or before.first_call != load.first_call:
+            if before is not None and before.first_call > load.first_call:
+                _refuse(f"the plan goes in lockstep, but loads call {before.first_call} before {load.first_call}")
+            layer = []
+        begin = load.staging_offset + load.first_byte
+        start, end = begin // block, -(-(begin + load.nbytes) // block)
+        if any(start < other_end and other_start < end for other_start, other_end in layer):
+            _refuse(f"{plan.weight_names[load.weight]} shares staging memory with others of call {load.first_call}")
+        layer.append((start, end))
 
 
 def _check_coverage(problem: Problem, plan: Plan) -> None:

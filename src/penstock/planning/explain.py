@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 _LARGEST = 3
 _WORST_STALLS = 5
 _WORTH_TELLING = 1e-5  # seconds
+_DETAIL_LENGTH = 160
 
 
 def explain(plan: Plan) -> str:
     """The text that `Plan.explain` returns, several lines."""
     lines = [f"Plan ({plan.strategy}) for a budget of {format_size(plan.budget_nbytes)}", *_budget(plan)]
     lines += ["Weights", *_weights(plan), "Warm pass", *_times(plan), *_stalls(plan)]
+    if plan.details:
+        lines += ["Details", *(f"  {title:<18}{_shortened(text)}" for title, text in plan.details)]
     return "\n".join(lines)
 
 
@@ -26,10 +29,11 @@ def _budget(plan: Plan) -> list[str]:
     reserve = plan.reserve
     sizes = dict(enumerate(plan.weight_nbytes))
     resident_nbytes = sum(sizes.get(slot.weight, 0) for slot in plan.resident)
-    spare_nbytes = plan.budget_nbytes - plan.arena_nbytes - reserve.total_nbytes
+    spare_nbytes = plan.budget_nbytes - plan.arena_nbytes - plan.staging_nbytes - reserve.total_nbytes
     rows = [
         ("resident weights", resident_nbytes),
         ("streaming space", plan.arena_nbytes - resident_nbytes),
+        *([("staging", plan.staging_nbytes)] if plan.staging_nbytes else []),
         ("activations", reserve.activations_nbytes),
         ("I/O buffers", reserve.io_nbytes),
         ("bookkeeping", reserve.bookkeeping_nbytes),
@@ -81,6 +85,10 @@ def _stalls(plan: Plan) -> list[str]:
     lines = [f"  {len(stalls)} of {len(plan.call_names)} calls wait, most of all"]
     lines += [f"    {_milliseconds(seconds):>10}  {plan.call_names[call]}" for call, seconds in stalls[:_WORST_STALLS]]
     return lines
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _DETAIL_LENGTH else f"{text[:_DETAIL_LENGTH]}... ({len(text)} characters, in the JSON)"
 
 
 def _milliseconds(seconds: float) -> str:

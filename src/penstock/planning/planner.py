@@ -5,29 +5,35 @@ from __future__ import annotations
 from penstock.budget import format_size
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning.check import check
+from penstock.planning.objectives import best_plan
+from penstock.planning.options import PlanOptions
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
-from penstock.planning.strategies import get
+from penstock.planning.strategies import configured
 
 
-def make_plan(problem: Problem, strategy: str = "auto") -> Plan:
+def make_plan(problem: Problem, strategy: str = "auto", *, options: PlanOptions | None = None) -> Plan:
     """A plan for `problem`, made by the named strategy and accepted by `check`.
 
+    Where `options` ask for little memory, the plan's budget is smaller than the problem's.
+
     Raises:
-        BudgetInfeasibleError: no plan fits the budget; `needed_nbytes` is the smallest that one fits.
-        PlanError: there is no such strategy.
+        BudgetInfeasibleError: no plan of this strategy fits the budget; `needed_nbytes` is the smallest that one fits.
+        PlanError: there is no such strategy, it does not take these options, or what they ask for cannot be reached.
     """
-    chosen = get(strategy)
+    options = options or PlanOptions()
+    chosen = configured(strategy, options)
     needed = chosen.needed_nbytes(problem)
     if problem.budget_nbytes < needed:
         reserve = problem.reserve
         raise BudgetInfeasibleError(
             f"a budget of {problem.budget_nbytes} bytes ({format_size(problem.budget_nbytes)}) cannot work: "
-            f"the weights that one moment needs take {format_size(needed - reserve.total_nbytes)}, activations "
+            f"the weights that one moment of a pass by strategy {chosen.name!r} needs take "
+            f"{format_size(needed - reserve.total_nbytes)}, activations "
             f"{format_size(reserve.activations_nbytes)}, I/O and bookkeeping "
             f"{format_size(reserve.io_nbytes + reserve.bookkeeping_nbytes)}; give at least {needed} bytes",
             needed_nbytes=needed,
         )
-    plan = chosen.plan(problem)
+    plan = best_plan(problem, chosen, options)
     check(problem, plan)
     return plan

@@ -103,6 +103,27 @@ def place_stack(uses: Sequence[Use], extents: Sequence[int]) -> list[int]:
     return starts
 
 
+def place_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int) -> list[int]:
+    """Starts for uses that nest, layer by layer: one on the region's begin, the next below its end, and so on.
+
+    A layer is the uses of one first call. Those that are around it, on its own end, it is put on top of. The region
+    holds any two layers that follow one another, with all that is around them.
+    """
+    starts: list[int] = []
+    ends: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])  # last call and height of what is open
+    side, layer = 1, -1
+    for use, nbytes in zip(uses, extents, strict=True):
+        if use.first != layer:
+            side, layer = 1 - side, use.first
+        open_uses = ends[side]
+        while open_uses and open_uses[-1][0] < use.first:
+            open_uses.pop()
+        height = open_uses[-1][1] if open_uses else 0
+        starts.append(region_nbytes - height - nbytes if side else height)
+        open_uses.append((use.last, height + nbytes))
+    return starts
+
+
 def release_moments(
     uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], region_nbytes: int, call_count: int
 ) -> list[int]:

@@ -2,55 +2,24 @@
 
 The two-stage pipeline of Ji et al., "Demand Layering", RTSS 2022 (arXiv 2210.04024):
 R[i] = max(R[i-1], when its space is free) + r[i] and K[k] = max(K[k-1], R of what call k reads) + seconds[k],
-here carried on over the end of a pass, so that the loads of the next pass start while this one still computes.
+here carried on over the end of a pass, so that the loads of the next pass start while this one still computes. A
+planned begin is a moment before which space does not count as free. `staged` has the pipelines with a copy between.
+A call has ended here when the next one begins: what an outer call computes after inner ones is counted with them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from penstock.planning.plan import Load, Plan, Prediction
+from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Load, Plan, Prediction
 from penstock.planning.problem import Problem
+from penstock.planning.staged import LockstepClock, StagedClock, Stages
+from penstock.planning.timeline import PassTimeline, Timeline
 
 _CONVERGED = 1e-9  # relative change of every event's distance to its own a pass before
 _PASSES = 48  # far above what real models need to settle; a bound covers the rest
-
-
-@dataclass(frozen=True, slots=True)
-class PassTimeline:
-    """When what happened in one pass, in seconds since the first pass began; calls and loads by index.
-
-    Attributes:
-        call_begin, call_end: a call computes from begin to end.
-        call_stall: what it waited before, from the end of the call before it.
-        load_begin, load_end: in plan order; on the cold pass the residents' loads are in `Timeline.resident_end`.
-    """
-
-    call_begin: tuple[float, ...]
-    call_end: tuple[float, ...]
-    call_stall: tuple[float, ...]
-    load_begin: tuple[float, ...]
-    load_end: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """Passes that follow one another at once; the first one is cold.
-
-    Attributes:
-        resident_end: when each resident weight was there, in the order of `Plan.resident`.
-    """
-
-    passes: tuple[PassTimeline, ...]
-    resident_end: tuple[float, ...]
-
-    @property
-    def pass_seconds(self) -> tuple[float, ...]:
-        """How long each pass took; the first is the cold one."""
-        ends = [timeline.call_end[-1] if timeline.call_end else 0.0 for timeline in self.passes]
-        return tuple(end - begin for begin, end in zip([0.0, *ends], ends, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +31,14 @@ class Schedule:
         needed: how many loads, counted from the first, must have ended before each call; 0 for no new ones.
         load_seconds: of each load.
         release: for each load the event that frees its space, an index into `Clock.ends`.
+        order: for each load its index in the plan, -1 for a resident's; only what stages asks for it.
     """
 
     call_seconds: Sequence[float]
     needed: Sequence[int]
     load_seconds: Sequence[float]
     release: Sequence[int]
+    order: Sequence[int] = ()
 
 
 class Clock:
@@ -76,6 +47,9 @@ class Clock:
     `ends` holds, for n calls, their ends in the pass before (0 to n-1), their ends in this pass (n to 2n-1), and the
     begin of time (2n), for loads that wait for nothing.
     """
+
+    copy_ends: Sequence[float] = ()  # nothing is copied
+    copying_seconds = 0.0
 
     def __init__(self, call_count: int) -> None:
         self.ends = [0.0] * (2 * call_count + 1)
@@ -103,6 +77,9 @@ class Clock:
             compute += seconds[call]
             ends[count + call] = compute
         self.compute, self.server = compute, server
+
+
+AnyClock = Clock | StagedClock
 
 
 def load_seconds(problem: Problem, weight: int) -> float:
@@ -148,12 +125,13 @@ def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int]) 
         needed=needed,
         load_seconds=[part_seconds(problem, load) for load in loads],
         release=[_release(load, count) for load in loads],
+        order=range(len(loads)),
     )
 
 
 def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
     """Run `passes` passes of a plan, the first one cold. The plan must be one that `check` accepts for the problem."""
-    clock = Clock(len(problem.calls))
+    clock = _clock(problem, plan)
     cold, resident_position, load_position = _cold_schedule(problem, plan)
     warm = warm_schedule(problem, plan.loads, plan.rows)
     stalls = row_stalls(problem, plan.rows)
@@ -165,13 +143,14 @@ def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
         if index == 0:
             resident_end = tuple(load_ends[position] for position in resident_position)
             load_ends = [load_ends[position] for position in load_position]
-        timelines.append(_pass_timeline(problem, clock, stalls, load_ends, warm.load_seconds))
+        timeline = _pass_timeline(problem, clock, stalls, load_ends, warm.load_seconds)
+        timelines.append(_with_copies(problem, plan, timeline, clock.copy_ends))
     return Timeline(tuple(timelines), resident_end)
 
 
 def predict(problem: Problem, plan: Plan) -> Prediction:
     """The steady state and the cold pass of a plan that `check` accepts."""
-    clock = Clock(len(problem.calls))
+    clock = _clock(problem, plan)
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute
     schedule = warm_schedule(problem, plan.loads, plan.rows)
@@ -184,25 +163,25 @@ def predict(problem: Problem, plan: Plan) -> Prediction:
         stall_seconds=warm_seconds - compute_seconds,
         cold_seconds=cold_seconds,
         streamed_nbytes=streamed_nbytes,
-        peak_nbytes=plan.arena_nbytes + plan.reserve.total_nbytes,
+        peak_nbytes=plan.arena_nbytes + plan.staging_nbytes + plan.reserve.total_nbytes,
         lower_bound_seconds=bound,
         call_stall_seconds=_call_stalls(schedule, clock, row_stalls(problem, plan.rows)),
     )
 
 
-def steady_seconds(schedule: Schedule, clock: Clock, passes: int) -> float:
+def steady_seconds(schedule: Schedule, clock: AnyClock, passes: int) -> float:
     """Seconds per pass in the long run, from at most `passes` more passes on `clock`.
 
-    Neither the storage nor the computing thread can take less than its own work, even where a full buffer still hides
-    that; what else binds settles within a few passes.
+    None of storage, copies and the computing thread can take less than its own work, even where a full buffer still
+    hides that; what else binds settles within a few passes.
     """
-    bound = max(math.fsum(schedule.load_seconds), math.fsum(schedule.call_seconds))
+    bound = max(math.fsum(schedule.load_seconds), math.fsum(schedule.call_seconds), clock.copying_seconds)
     ends = [clock.compute]
     previous: list[float] = []
     for _ in range(passes):
         clock.advance(schedule)
         ends.append(clock.compute)
-        events = clock.ends[len(schedule.needed) : -1] + clock.load_ends
+        events = [*clock.ends[len(schedule.needed) : -1], *clock.load_ends, *clock.copy_ends]
         if previous and _is_steady(previous, events, ends[-1] - ends[-2]):
             return max(bound, ends[-1] - ends[-2])
         previous = events
@@ -214,6 +193,17 @@ def _is_steady(previous: list[float], events: list[float], pass_seconds: float) 
     """Whether every event was exactly one pass after its own a pass before: then so will be all that follow."""
     tolerance = _CONVERGED * pass_seconds
     return all(abs(now - before - pass_seconds) <= tolerance for before, now in zip(previous, events, strict=True))
+
+
+def _clock(problem: Problem, plan: Plan) -> AnyClock:
+    """What the passes of `plan` run on."""
+    count = len(problem.calls)
+    if not plan.staging_nbytes or not plan.loads:
+        return Clock(count)
+    extents = [extent_nbytes(problem, load) for load in plan.loads]
+    begin = [_release(load, count) if plan.pacing == PLANNED else 2 * count for load in plan.loads]
+    stages = Stages.of(problem, plan, extents, begin)
+    return LockstepClock(count, stages, plan.loads) if plan.pacing == LOCKSTEP else StagedClock(count, stages)
 
 
 def _call_seconds(problem: Problem, rows: Sequence[int]) -> list[float]:
@@ -229,13 +219,16 @@ def _release(load: Load, call_count: int) -> int:
 def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], list[int]]:
     """The first pass, and where in its load order each resident and each load is.
 
-    Residents are loaded once, among the loads, in order of first use: before the loads of the same call.
+    Residents are loaded once, among the loads, in order of first use: before the loads of the same call. Where all is
+    preloaded, they come first, and the first call waits for them.
     """
     count = len(problem.calls)
     first_use: dict[int, int] = {}
     for index, call in enumerate(problem.calls):
         for weight in call.reads:
             first_use.setdefault(weight, index)
+    if plan.pacing == PRELOAD:
+        first_use = dict.fromkeys(first_use, 0)
     entries = [(first_use.get(slot.weight, count), 0, index) for index, slot in enumerate(plan.resident)]
     before = count
     for index in reversed(range(len(plan.loads))):  # a load of a later call may come before one of an earlier call
@@ -254,11 +247,13 @@ def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], l
         first_call = plan.loads[index].first_call if kind else first_call
         if first_call < count:
             needed[first_call] = position + 1
-    return Schedule(_call_seconds(problem, plan.rows), needed, durations, release), positions[0], positions[1]
+    order = [index if kind else -1 for _, kind, index in entries]
+    schedule = Schedule(_call_seconds(problem, plan.rows), needed, durations, release, order)
+    return schedule, positions[0], positions[1]
 
 
 def _pass_timeline(
-    problem: Problem, clock: Clock, stalls: Sequence[float], load_ends: Sequence[float], durations: Sequence[float]
+    problem: Problem, clock: AnyClock, stalls: Sequence[float], load_ends: Sequence[float], durations: Sequence[float]
 ) -> PassTimeline:
     count = len(problem.calls)
     call_end = tuple(clock.ends[count : 2 * count])
@@ -274,7 +269,14 @@ def _pass_timeline(
     )
 
 
-def _call_stalls(schedule: Schedule, clock: Clock, stalls: Sequence[float]) -> tuple[float, ...]:
+def _with_copies(problem: Problem, plan: Plan, timeline: PassTimeline, ends: Sequence[float]) -> PassTimeline:
+    """`timeline` with the copies that ended at `ends`, if there are any."""
+    speed = problem.storage.copy_bytes_per_second
+    begins = (end - extent_nbytes(problem, load) / speed for end, load in zip(ends, plan.loads, strict=False))
+    return replace(timeline, copy_begin=tuple(begins), copy_end=tuple(ends))
+
+
+def _call_stalls(schedule: Schedule, clock: AnyClock, stalls: Sequence[float]) -> tuple[float, ...]:
     """What each call waited in the last pass on `clock`."""
     count = len(schedule.call_seconds)
     ends = clock.ends[count - 1 : 2 * count] if count else [0.0]

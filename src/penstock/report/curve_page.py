@@ -86,7 +86,7 @@ def _traces(objects: Any, curve: Curve, sizes: Scale, times: Scale) -> list[Any]
             name=html.escape(strategy),
             mode="lines+markers",
             line={"color": line.color, "width": line.width},
-            marker={"symbol": line.symbol, "size": 7},
+            marker={"symbol": line.symbol, "size": 7 if len(points) > 1 else 13},
             hovertext=[_hover(curve, point, bounds[point.budget_nbytes]) for point in points],
             hovertemplate="%{hovertext}<extra></extra>",
         )
@@ -126,17 +126,24 @@ def _hover(curve: Curve, point: Point, bound_seconds: float) -> str:
 def _layout(curve: Curve, sizes: Scale, times: Scale) -> dict[str, Any]:
     ticks = [nbytes * sizes.factor for nbytes in size_ticks(curve.budgets)]
     edge = 0.02 * math.log10(max(curve.budgets) / min(curve.budgets)) + 1e-3
-    axis = {"showgrid": True, "gridcolor": "#e6e6e6", "zeroline": False, "showline": True, "linecolor": "#999"}
+    axis = {
+        "showgrid": True,
+        "gridcolor": "#e6e6e6",
+        "zeroline": False,
+        "showline": True,
+        "linecolor": "#999",
+        "automargin": True,
+    }
     return {
         "template": "none",
         "font": {"family": _FONT, "size": 14, "color": "#222"},
-        "margin": {"l": 70, "r": 20, "t": 20, "b": 60},
+        "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "white", "align": "left"},
+        "hoverlabel": {"bgcolor": "white", "align": "left", "font": {"family": _FONT}},
         "legend": {"itemsizing": "constant"},
         "xaxis": {
             **axis,
-            "title": {"text": f"budget ({sizes.unit})"},
+            "title": {"text": f"budget ({sizes.unit})", "standoff": 12},
             "type": "log",
             "tickvals": ticks,
             "ticktext": [f"{tick:g}" for tick in ticks],
@@ -145,5 +152,5 @@ def _layout(curve: Curve, sizes: Scale, times: Scale) -> dict[str, Any]:
                 math.log10(max(curve.budgets) * sizes.factor) + edge,
             ],
         },
-        "yaxis": {**axis, "title": {"text": f"warm pass ({times.unit})"}, "rangemode": "tozero"},
+        "yaxis": {**axis, "title": {"text": f"warm pass ({times.unit})", "standoff": 12}, "rangemode": "tozero"},
     }

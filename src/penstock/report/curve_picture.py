@@ -48,8 +48,11 @@ def _draw(axes: Any, curve: Curve) -> None:
         points = [(p.budget_nbytes * sizes.factor, p.predicted_seconds) for p in curve.of(strategy)]
         planned = [(size, seconds * times.factor) for size, seconds in points if seconds is not None]
         if planned:
-            style = {"color": line.color, "linewidth": line.width, "marker": line.marker, "markersize": 4.5}
-            axes.plot(*zip(*planned, strict=True), label=strategy, zorder=2 + line.width / 10, **style)
+            is_lone = len(planned) == 1  # a point without a line would vanish below the others
+            style = {"color": line.color, "linewidth": line.width, "marker": line.marker}
+            order = 4 if is_lone else 2 + line.width / 10
+            size = 9 if is_lone else 4.5
+            axes.plot(*zip(*planned, strict=True), label=strategy, zorder=order, markersize=size, **style)
     _draw_measured(axes, curve, sizes, times)
     _label(axes, curve, sizes, times)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from penstock.planning import PassTimeline, Plan, Problem, Timeline, simulate
-from penstock.planning.simulate import load_seconds
+from penstock.planning.simulate import extent_nbytes, load_seconds
 from penstock.report.sizes import size_text
-from penstock.report.timeline import COMPUTE, PASSES, STALLS, STORAGE, Occupancy, Span, Tracks
+from penstock.report.timeline import COMPUTE, COPY, PASSES, STALLS, STORAGE, Occupancy, Span, Tracks
 
 PASS_COUNT = 3
 """The cold pass, the one that follows it, and one that follows a warm one."""
@@ -36,8 +36,12 @@ def _resident_spans(problem: Problem, plan: Plan, timeline: Timeline) -> Iterato
 
 def _load_spans(problem: Problem, plan: Plan, one: PassTimeline) -> Iterator[Span]:
     for load, begin, end in zip(plan.loads, one.load_begin, one.load_end, strict=True):
-        details = {"size": size_text(problem.extent_nbytes(load.weight)), "for": plan.call_names[load.first_call]}
+        details = {"size": size_text(extent_nbytes(problem, load)), "for": plan.call_names[load.first_call]}
         yield Span(STORAGE, plan.weight_names[load.weight], begin, end, details)
+    staged = plan.loads if one.copy_begin else ()
+    for load, begin, end in zip(staged, one.copy_begin, one.copy_end, strict=True):
+        details = {"size": size_text(extent_nbytes(problem, load)), "for": plan.call_names[load.first_call]}
+        yield Span(COPY, plan.weight_names[load.weight], begin, end, details)
 
 
 def _call_spans(plan: Plan, one: PassTimeline, pass_begin: float) -> Iterator[Span]:
@@ -50,16 +54,16 @@ def _call_spans(plan: Plan, one: PassTimeline, pass_begin: float) -> Iterator[Sp
 
 
 def _occupancy(problem: Problem, plan: Plan, timeline: Timeline) -> Iterator[Occupancy]:
-    """A place is taken when its load begins, not before what lay there is freed, and free when its last call ends."""
+    """A place is taken when its load begins, or its copy where it is staged, and free when its last call ends."""
     changes: list[tuple[float, int, int]] = []  # moment, resident bytes, streamed bytes; at one moment frees come first
     for slot, end in zip(plan.resident, timeline.resident_end, strict=True):
         changes.append((end - load_seconds(problem, slot.weight), problem.extent_nbytes(slot.weight), 0))
     for number, one in enumerate(timeline.passes):
-        for load, begin in zip(plan.loads, one.load_begin, strict=True):
+        for load, begin in zip(plan.loads, one.copy_begin or one.load_begin, strict=True):
             waited_for = timeline.passes[number + load.after_pass] if number + load.after_pass >= 0 else None
             if waited_for is not None and load.after_call >= 0:
                 begin = max(begin, waited_for.call_end[load.after_call])  # the same but for rounding
-            nbytes = problem.extent_nbytes(load.weight)
+            nbytes = extent_nbytes(problem, load)
             changes += [(begin, 0, nbytes), (one.call_end[load.last_call], 0, -nbytes)]
     resident_nbytes = streamed_nbytes = 0
     for moment, resident, streamed in sorted(changes):

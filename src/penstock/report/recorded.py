@@ -60,6 +60,7 @@ class _Reader:
         self._layers: list[tuple[str, float]] = []
         self._waits: dict[int, float] = {}
         self._reads: dict[int, float] = {}
+        self._staged: set[int] = set()
         self._copies: dict[int, float] = {}
         self._places: dict[int, int] = {}
 
@@ -107,7 +108,8 @@ class _Reader:
     def _place(self, kind: Kind, load: int, now: float) -> None:
         if kind is Kind.PLACE_TAKEN:
             self._places[load] = self._loads[load].nbytes
-            self._reads[load] = now  # until a reader says that it has begun
+            if load not in self._staged:
+                self._reads.setdefault(load, now)  # a reader may have begun already, or may yet say that it does
         else:
             self._places.pop(load, None)
         self._note_occupancy(now)
@@ -120,8 +122,12 @@ class _Reader:
             self.spans.append(Span(STALLS, self._called, self._waits.pop(load), now, details))
         elif kind is Kind.READ_BEGUN:
             self._reads[load] = now
-        elif kind is Kind.COPY_BEGUN:
+            self._staged.discard(load)
+        elif kind is Kind.READ_ENDED:
             self._end_read(load, now)
+            self._staged.add(load)
+        elif kind is Kind.COPY_BEGUN:
+            self._staged.discard(load)
             self._copies[load] = now
         elif kind is Kind.COPY_ENDED and load in self._copies:
             self._add_load(COPY, load, self._copies.pop(load), now)

@@ -55,7 +55,7 @@ def size_ticks(budgets: Sequence[int]) -> list[int]:
     if len(powers) >= 4:
         return [2**power for power in powers]
     unit_nbytes = round(1 / size_scale(high).factor)
-    step = _nice((high - low) / 5 / unit_nbytes) * unit_nbytes
+    step = max(1.0, _nice((high - low) / 5 / unit_nbytes) * unit_nbytes)
     return [round(step * number) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -28,8 +28,9 @@ class Kind(enum.Enum):
     WAIT_BEGUN = enum.auto()
     WAIT_ENDED = enum.auto()
     PLACE_TAKEN = enum.auto()  # submitted: its bytes may be written from here on
-    READ_BEGUN = enum.auto()
-    COPY_BEGUN = enum.auto()  # which also ends its reading
+    READ_BEGUN = enum.auto()  # before its place is taken, perhaps, where it is read to staging memory
+    READ_ENDED = enum.auto()  # noted only where a copy follows
+    COPY_BEGUN = enum.auto()
     COPY_ENDED = enum.auto()
     ARRIVED = enum.auto()
     PLACE_FREED = enum.auto()
@@ -122,8 +123,12 @@ class EventLog:
         """A reader has taken the load up."""
         self._note(Kind.READ_BEGUN, self._base + load)
 
+    def read_ended(self, load: int) -> None:
+        """The load has been read to staging memory, or has failed."""
+        self._note(Kind.READ_ENDED, self._base + load)
+
     def copy_begun(self, load: int) -> None:
-        """The load has been read to a staging buffer and is copied to its place from here on."""
+        """The load is copied from staging memory to its place from here on."""
         self._note(Kind.COPY_BEGUN, self._base + load)
 
     def copy_ended(self, load: int) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.planning.lifetimes import Use
-from penstock.planning.plan import PLAN_VERSION, Load, Plan, Prediction, Slot
+from penstock.planning.plan import EAGER, PLAN_VERSION, Load, Plan, Prediction, Slot
 from penstock.planning.problem import Problem
-from penstock.planning.ring import place_earliest, place_stack, release_moments
+from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_moments
 from penstock.planning.simulate import predict
 
 
@@ -27,23 +27,33 @@ def lay_out(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, cal
     starts = place_earliest(uses, extents, region_nbytes, call_count)
     if starts is None:
         return None
-    return _finish(uses, extents, starts, call_count)
+    return _release(uses, extents, starts, call_count)
 
 
 def lay_out_least(uses: Sequence[Use], extents: Sequence[int], call_count: int) -> Layout:
     """Place uses, which must nest, in the least space that they can have."""
-    return _finish(uses, extents, place_stack(uses, extents), call_count)
+    return _release(uses, extents, place_stack(uses, extents), call_count)
 
 
-def _finish(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], call_count: int) -> Layout:
+def lay_out_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int) -> Layout:
+    """Place uses, which must nest, by turns at the two ends of a region in which any two successive layers fit."""
+    return _release(uses, extents, place_alternating(uses, extents, region_nbytes), call_count)
+
+
+def _release(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], call_count: int) -> Layout:
     region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
     moments = release_moments(uses, extents, starts, region_nbytes, call_count)
     return Layout(uses, starts, moments, region_nbytes)
 
 
 def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: Sequence[int], layout: Layout) -> Plan:
-    """The plan: the streaming region at the arena's begin, residents behind it in order of first use."""
-    loads = tuple(
+    """The plan that streams what `layout` places, each weight in one load, as early as its space allows."""
+    return finish(problem, strategy, residents, rows, list_loads(problem, layout), layout.region_nbytes)
+
+
+def list_loads(problem: Problem, layout: Layout) -> list[Load]:
+    """One load for each use."""
+    return [
         Load(
             weight=use.weight,
             offset=start + problem.weights[use.weight].offset_in_block,
@@ -55,9 +65,24 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
             nbytes=problem.weights[use.weight].nbytes,
         )
         for use, start, moment in zip(layout.uses, layout.starts, layout.moments, strict=True)
-    )
+    ]
+
+
+def finish(
+    problem: Problem,
+    strategy: str,
+    residents: Collection[int],
+    rows: Sequence[int],
+    loads: Sequence[Load],
+    region_nbytes: int,
+    *,
+    pacing: str = EAGER,
+    staging_nbytes: int = 0,
+    details: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    """The plan: the streaming region at the arena's begin, residents behind it in order of first use."""
     slots = []
-    end = layout.region_nbytes
+    end = region_nbytes
     for weight in dict.fromkeys(weight for call in problem.calls for weight in call.reads):
         if weight in residents:
             slots.append(Slot(weight, end + problem.weights[weight].offset_in_block))
@@ -71,10 +96,13 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
         arena_nbytes=end,
         resident=tuple(slots),
         rows=tuple(rows),
-        loads=loads,
+        loads=tuple(loads),
         prediction=Prediction(0.0, 0.0, 0.0, 0, 0, 0.0),
         weight_names=tuple(weight.name for weight in problem.weights),
         call_names=tuple(call.name for call in problem.calls),
         weight_nbytes=tuple(weight.nbytes for weight in problem.weights),
+        pacing=pacing,
+        staging_nbytes=staging_nbytes,
+        details=tuple(details),
     )
     return replace(plan, prediction=predict(problem, plan))

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from penstock.errors import PlanError
+from penstock.planning.options import PlanOptions
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.strategies.balanced import Balanced
+from penstock.planning.strategies.demand_layering import Asynchronous, Preload, Sequential, Synchronous, TwoStage
+from penstock.planning.strategies.flashmem import FlashMem
+from penstock.planning.strategies.swapnet import SwapNet
 
 
 class Strategy(Protocol):
@@ -27,7 +31,19 @@ class Strategy(Protocol):
         ...
 
 
-_STRATEGIES: dict[str, Strategy] = {"balanced": Balanced()}
+_STRATEGIES: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        Balanced(),
+        Sequential(),
+        Synchronous(),
+        Asynchronous(),
+        TwoStage(),
+        Preload(),
+        SwapNet(),
+        FlashMem(),
+    )
+}
 _AUTO = "balanced"
 
 
@@ -41,6 +57,21 @@ def get(name: str) -> Strategy:
     if strategy is None:
         raise PlanError(f"there is no strategy {name!r}: choose one of {', '.join(['auto', *_STRATEGIES])}")
     return strategy
+
+
+def configured(name: str, options: PlanOptions) -> Strategy:
+    """The strategy called `name`, told what `options` say.
+
+    Raises:
+        PlanError: there is none of that name, or it has no use for an option that is given.
+    """
+    strategy = get(name)
+    if not options.of_solver:
+        return strategy
+    if not isinstance(strategy, FlashMem):
+        given = ", ".join(options.of_solver)
+        raise PlanError(f"{given}: only strategy 'flashmem' takes that, not {name!r}; leave it out")
+    return strategy.told(options)
 
 
 def names() -> tuple[str, ...]:

@@ -170,6 +170,8 @@ class StagedQueue(TransferQueue):
         return staging_offset - staging_offset % block, -(-(staging_offset + source.nbytes) // block) * block
 
     def _arrived(self, ticket: int, error: BaseException | None) -> None:
+        if self.events is not None:
+            self.events.read_ended(ticket)
         with self._changed:
             stay = self._stays.get(ticket)
             if stay is not None and stay.state == _DOOMED:
