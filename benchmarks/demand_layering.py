@@ -193,8 +193,8 @@ def find_least(model: Model, tries: Sequence[dict[str, Any]]) -> list[dict[str, 
 def _peak(model: Model, budget_nbytes: int) -> int | None:
     """The most memory that the model takes where it is capped at the budget; None if it does not survive there."""
     forget_state()
-    for _ in range(2):  # as in `_try`
-        with open_arm("penstock", model, budget_nbytes) as arm:
+    for is_capped in (False, True):  # as in `_try`
+        with open_arm("penstock", model, budget_nbytes, capped=is_capped) as arm:
             try:
                 arm.start()
                 arm.wait()

@@ -8,7 +8,6 @@ one with the resident latency and the storage bandwidth of the same run.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,8 @@ QUICK_MODELS, QUICK_BUDGETS = "resnet152,vit-large,bert-large", "20,50"
 REFERENCE = get("auto").name
 SOLVERS = {"flashmem": "ortools"}
 """Strategies that need a package which need not be there."""
+
+MOST_TRIES, GROWTH = 4, 1.1  # of a first process, which has measured nothing and asks for more
 
 MEMORY_SHARE = 0.6
 """Of the memory that is available, the arms of one group may have as much as budgets."""
@@ -146,13 +147,21 @@ def measure_cell(
 
 
 def leave_trace(model: Model, budget_nbytes: int) -> None:
-    """What an earlier process with this budget leaves: every strategy then plans with the same measured times."""
+    """What an earlier process with this budget, or more if it takes more, leaves behind: measured times and memory."""
     forget_state()
-    with contextlib.suppress(ArmError), open_arm("penstock", model, budget_nbytes, capped=False) as arm:
-        arm.start()
-        arm.wait()
-        arm.ask("load")
-        arm.ask("settle")
+    for _ in range(MOST_TRIES):
+        with open_arm("penstock", model, budget_nbytes, capped=False) as arm:
+            try:
+                arm.start()
+                arm.wait()
+                arm.ask("load")
+                arm.ask("settle")
+            except ArmError as error:
+                if error.needed_nbytes is None:
+                    raise
+                budget_nbytes = int(GROWTH * max(error.needed_nbytes, budget_nbytes))
+            else:
+                return
 
 
 def _derived(cell: Cell, name: str, record: Record, resident_seconds: float) -> Record:
