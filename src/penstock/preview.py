@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from penstock.admission import assumed_trace
+from penstock.capacity import capacity_for
 from penstock.checkpoint import Checkpoint
 from penstock.machine import storage_profile
 from penstock.planning import Plan
@@ -56,5 +57,6 @@ def preview(
         fixed_nbytes=fixed_nbytes,
         moved=to_realign(weights, store.single_row() | trace.single_row),
         overhead_nbytes=trace.overhead_nbytes,
+        capacity=capacity_for(terms.strategy, checkpoint.files[0].path),
     )
     return kept_plan(problem, terms.strategy)
