@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from penstock.cli.app import run_app
 from penstock.generation import Generation
 from penstock.models import open_folder
 
+from .measuring import measure_little
 from .tiny_models import write_bert, write_qwen
 
 
@@ -291,6 +293,24 @@ def test_machine_prints_a_table_or_json(
     assert run_app(["machine", str(tmp_path)]) == 0
     assert "4 threads" in capsys.readouterr().out
     assert answers("machine", tmp_path).keys() == {"machine", "storage"}
+
+
+def test_machine_tells_what_loads_cost_layers(
+    capsys: pytest.CaptureFixture[str],
+    answers: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("penstock.machine._FULL_SECONDS", 0.001)
+    monkeypatch.setattr("penstock.machine._FULL_PROBE_NBYTES", 8 * 2**20)
+    measure_little(monkeypatch)
+    assert run_app(["machine", str(tmp_path), "--capacity"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("hierarchical", "reusable", "300%", "percentage points (median)"))
+    found = answers("machine", tmp_path, "--capacity")["capacity"]
+    assert [one["kind"] for one in found["classes"]] == ["hierarchical", "reusable", "elemental"]
+    assert found["median_error"] >= 0
+    assert len(found["samples"]) == 30
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["plan", "--help"]])

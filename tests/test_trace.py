@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("counted_memory")
 
 TRACE = Trace(
     ("a", "b", "c"),
-    (TracedCall("", (0,), (), 0.5, 1), TracedCall("x.y", (1,), (2,), 0.25, 1)),
+    (TracedCall("", (0,), (), 0.5, 1), TracedCall("x.y", (1,), (2,), 0.25, 1, 7, "elemental")),
     1234,
     frozenset({1}),
     {2: 7},
@@ -61,6 +61,8 @@ def changed(path: list[Any], value: Any) -> str:
         changed(["calls", 0, "seconds"], float("nan")),
         changed(["activations_nbytes"], -1),
         changed(["calls", 0, "live_nbytes"], -1),
+        changed(["calls", 0, "kind"], "fast"),
+        changed(["calls", 0, "kind"], None),
         changed(["activations_nbytes"], "many"),
         changed(["single_row"], [3]),
         changed(["row_counts"], [[0, -4]]),
@@ -132,6 +134,56 @@ def test_each_layer_knows_what_lives_while_it_runs() -> None:
     assert live[0] == max(live) == trace.activations_nbytes
     assert live[0] >= 2 * rows * 4000 * 4  # before and after the activation function
     assert live[2] < rows * 4000 * 4
+
+
+class Kinds(nn.Module):
+    """A layer of every class, one of them a normalisation written out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 32)
+        self.encoder = nn.TransformerEncoderLayer(32, 2, 32, batch_first=True)
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.group_norm = nn.GroupNorm(1, 4)
+        self.conv = nn.Conv1d(4, 4, 3, padding=1)
+        self.layer_norm = nn.LayerNorm(32)
+        self.by_hand = RootMeanSquare()
+        self.prelu = nn.PReLU()
+        self.linear = nn.Linear(32, 32)
+        self.scale = nn.Parameter(torch.ones(32))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.encoder(self.table(ids))
+        x = self.attention(x, x, x)[0]
+        x = self.prelu(self.by_hand(self.layer_norm(self.conv(self.group_norm(x)))))
+        return self.linear(x) * self.scale
+
+
+class RootMeanSquare(nn.Module):
+    """As transformers writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def test_a_layer_is_of_the_class_of_the_operations_that_read_its_weights() -> None:
+    trace, _ = trace_of(Kinds().eval(), torch.arange(4).view(1, 4))
+    assert {call.module: call.kind for call in trace.calls} == {
+        "": "elemental",
+        "table": "elemental",
+        "encoder": "reusable",
+        "attention": "reusable",
+        "group_norm": "hierarchical",
+        "conv": "reusable",
+        "layer_norm": "hierarchical",
+        "by_hand": "hierarchical",
+        "prelu": "elemental",
+        "linear": "reusable",
+    }
 
 
 def test_weights_that_multiply_one_row_are_marked() -> None:

@@ -97,7 +97,7 @@ def storage_profile(path: str | os.PathLike[str]) -> StorageProfile:
         StorageError: `path` does not exist, or nothing there could be read or written to measure with.
     """
     place = Path(path)
-    cached = _from_json(read_json(_cache_file(place)))
+    cached = _from_json(read_json(_kept_at(place)))
     return measure(place, quick=True) if cached is None else cached
 
 
@@ -111,13 +111,13 @@ def measure(path: str | os.PathLike[str], *, quick: bool = False, progress: Prog
         StorageError: `path` does not exist, or nothing there could be read or written to measure with.
     """
     place = Path(path)
-    cache_file = _cache_file(place)
-    with _something_to_read(place, _QUICK_PROBE_NBYTES if quick else _FULL_PROBE_NBYTES) as file:
+    kept_at = _kept_at(place)
+    with something_to_read(place, _QUICK_PROBE_NBYTES if quick else _FULL_PROBE_NBYTES) as file:
         try:
             profile = _profile(file, quick, progress)
         except OSError as error:
             raise StorageError(f"{file}: measuring storage failed: {error.strerror or error}") from error
-    write_json(cache_file, {"version": _VERSION, **asdict(profile)})
+    write_json(kept_at, {"version": _VERSION, **asdict(profile)})
     return profile
 
 
@@ -153,7 +153,7 @@ def _best(table: list[Rate]) -> Rate:
 
 
 @contextlib.contextmanager
-def _something_to_read(place: Path, probe_nbytes: int) -> Iterator[Path]:
+def something_to_read(place: Path, probe_nbytes: int) -> Iterator[Path]:
     """A path to a file on the file system of `place` with enough bytes in it."""
     own = _largest_file(place)
     if own is not None and own.stat().st_size >= _OWN_FILE_NBYTES:
@@ -197,7 +197,16 @@ def _largest_file(place: Path) -> Path | None:
     return max(sizes, key=lambda file: sizes[file], default=None)
 
 
-def _cache_file(place: Path) -> Path:
+def _kept_at(place: Path) -> Path:
+    return cache_file(place, "storage")
+
+
+def cache_file(place: Path, what: str) -> Path:
+    """Where `what` was measured of the file system that holds `place` is kept.
+
+    Raises:
+        StorageError: `place` does not exist.
+    """
     try:
         device = os.stat(place).st_dev
     except OSError as error:
@@ -210,7 +219,7 @@ def _cache_file(place: Path) -> Path:
             if fields[2] == number and "-" in fields:
                 source = " ".join(fields[fields.index("-") + 1 :][:2])  # file system type and device
     key = hashlib.sha256(repr((number, source, platform.node(), platform.release())).encode()).hexdigest()[:16]
-    return cache_dir() / "machine" / f"storage-{key}.json"
+    return cache_dir() / "machine" / f"{what}-{key}.json"
 
 
 def _from_json(value: object) -> StorageProfile | None:

@@ -107,7 +107,7 @@ def measure_rates(
         OSError: a read failed.
     """
     measured: list[list[float]] = [[] for _ in cells]
-    with _memory(max(read_nbytes for _, read_nbytes in cells)) as memory, memoryview(memory) as view:
+    with anonymous_memory(max(read_nbytes for _, read_nbytes in cells)) as memory, memoryview(memory) as view:
         for number in range(rounds):
             for index, (threads, read_nbytes) in enumerate(cells):
                 with view[: min(read_nbytes, probe.nbytes)] as target:
@@ -120,7 +120,7 @@ def measure_rates(
     ]
 
 
-def _memory(nbytes: int) -> mmap.mmap:
+def anonymous_memory(nbytes: int) -> mmap.mmap:
     """Memory like the arena: reads into huge pages are twice as fast and take a fifth of the processor time."""
     memory = mmap.mmap(-1, -(-nbytes // _HUGE_PAGE_NBYTES) * _HUGE_PAGE_NBYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 
+from penstock.capacity import LoadCapacity
 from penstock.machine import StorageProfile
 from penstock.planning import Call, Problem, Reserve, Storage, Weight
 from penstock.runtime.binding import BoundWeight
@@ -12,7 +13,7 @@ from penstock.runtime.devices.cpu_queue import READ_NBYTES, THREADS
 from penstock.runtime.requests import bounce_nbytes, coalesced, read_requests
 from penstock.runtime.rows import READERS, SPAN_NBYTES
 from penstock.runtime.storage import BLOCK_NBYTES
-from penstock.trace import Trace
+from penstock.trace import Trace, TracedCall
 
 WORKSPACE_NBYTES = 256 << 10
 """Kernels' own buffers and the allocator's rounding, until a pass was measured."""
@@ -45,6 +46,7 @@ def make_problem(
     overhead_nbytes: int,
     moved: Collection[int],
     caution_nbytes: int = 0,
+    capacity: LoadCapacity | None = None,
 ) -> Problem:
     """The problem that running `trace` within the budget poses.
 
@@ -56,6 +58,7 @@ def make_problem(
             `MEASURABLE_NBYTES` it does not count.
         moved: weights that are moved to an aligned address once they have arrived.
         caution_nbytes: what to keep free besides.
+        capacity: what can be loaded beside each call; None where the plan does not depend on it.
     """
     read = {index for call in trace.calls for index in call.reads}
     sliceable = _sliceable(trace, weights)
@@ -77,6 +80,8 @@ def make_problem(
             tuple(sorted({*call.reads, *(rows & set(call.row_reads))})),
             call.last,
             _activations_nbytes(call.live_nbytes, trace.activations_nbytes, activations_nbytes),
+            call.kind,
+            None if capacity is None else _load_nbytes(capacity, call, weights),
         )
         for call in trace.calls
     )
@@ -91,6 +96,11 @@ def make_problem(
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
+
+
+def _load_nbytes(capacity: LoadCapacity, call: TracedCall, weights: Sequence[BoundWeight]) -> int:
+    weight_nbytes = sum(weights[index].source.nbytes for index in call.reads)
+    return capacity.most_nbytes(call.kind, call.seconds, weight_nbytes)
 
 
 def _activations_nbytes(live_nbytes: int, traced_nbytes: int, planned_nbytes: int) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 
 from penstock.admission import Admission, assumed_trace
 from penstock.budget import Budget
+from penstock.capacity import capacity_for
 from penstock.checkpoint import Checkpoint
 from penstock.deployment import Deployment
 from penstock.dryrun import dry_result, dry_trace, prepare
@@ -70,6 +71,7 @@ class Provision:
         self.footprint = footprint
         self.admission = Admission(TraceStore(module, weights, checkpoint.fingerprint))
         self._profile = storage_profile(checkpoint.files[0].path)
+        self._capacity = capacity_for(terms.strategy, checkpoint.files[0].path)
         self.deployment = Deployment(module, checkpoint, weights, owned_folder)
         footprint.arena_nbytes = self.deployment.arena_nbytes
         self._is_growing = self.is_outgrown = False
@@ -254,6 +256,7 @@ class Provision:
             overhead_nbytes=self.admission.overhead_nbytes,
             moved=self._to_realign(),
             caution_nbytes=caution_nbytes,
+            capacity=self._capacity,
         )
         plan = kept_plan(problem, self.terms.strategy, self.terms.options)
         return_free_memory()  # planning has left some in between

@@ -15,43 +15,15 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from penstock import operations
 from penstock.errors import UnsupportedModelError
+from penstock.operations import as_unwatched, grouped_product, work_seconds
+from penstock.planning.kinds import ELEMENTAL, HIERARCHICAL, REUSABLE
 from penstock.runtime.binding import BoundWeight
 from penstock.trace import Trace, TracedCall
 
-_FLOPS_PER_SECOND = 1e11  # only their ratio matters, until a real pass has measured
-_BYTES_PER_SECOND = 1e10
-
-_aten = torch.ops.aten
-_ROW_READS = {_aten.embedding.default}
-_PRODUCTS = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten.baddbmm.default,
-    _aten.mv.default,
-    _aten.addmv.default,
-    _aten.linear.default,
-    _aten.matmul.default,
-}
-_PRODUCTS_OF_ANY_ROWS = {
-    _aten._grouped_mm.default,  # as many as an expert is given
-    _aten.lstm.input,  # a step multiplies as many as the batch has; so do the others
-    _aten.lstm.data,
-    _aten.gru.input,
-    _aten.gru.data,
-    _aten.rnn_tanh.input,
-    _aten.rnn_tanh.data,
-    _aten.rnn_relu.input,
-    _aten.rnn_relu.data,
-    _aten.lstm_cell.default,
-    _aten.gru_cell.default,
-    _aten.einsum.default,  # whichever of its dimensions they are
-    _aten.tensordot.default,
-    _aten.bilinear.default,
-}
+_GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(slots=True, eq=False)
@@ -67,19 +39,7 @@ class _Frame:
     work_seconds: float = 0.0
     reads: set[int] = field(default_factory=set)
     row_reads: set[int] = field(default_factory=set)
-
-
-def as_unwatched(func: Any, args: Any, kwargs: Any) -> Any:
-    """Call an operation from within `__torch_dispatch__` with the bits that it has without one.
-
-    Under inference mode composite operations arrive here whole, and torch has switched off the key by which views of
-    weights know that these require gradients; `matmul` folds its arguments or not by that, which changes last bits.
-    """
-    if not torch.is_inference_mode_enabled() or func.namespace == "prim" or not func._can_decompose():
-        return func(*args, **kwargs)
-    with torch._C._PreserveDispatchKeyGuard():
-        torch._C._dispatch_tls_set_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView, False)
-        return func(*args, **kwargs)
+    kind: str = ELEMENTAL
 
 
 class Recorder(TorchDispatchMode):
@@ -136,18 +96,18 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._stack and not func.is_view and func.namespace != "prim":  # views and device queries read nothing
             self._note_reads(func, args, kwargs)
-        grouped = func is _aten._grouped_mm.default and self._counts_work and args[0].dim() == 2 and args[1].dim() == 3
+        grouped = func is _GROUPED_PRODUCT and self._counts_work and args[0].dim() == 2 and args[1].dim() == 3
         if func._schema.is_mutable:
             self._refuse_writes(func, args, kwargs)
-        result = _grouped_product(*args[:2]) if grouped else as_unwatched(func, args, kwargs)
+        result = grouped_product(*args[:2]) if grouped else as_unwatched(func, args, kwargs)
         self._note_allocations(result, _storages((*args, *kwargs.values())))
         if self._counts_work and self._stack:
-            self._stack[-1].work_seconds += _work_seconds(func, args, kwargs, result)
+            self._stack[-1].work_seconds += work_seconds(func, args, kwargs, result)
         return result
 
     def _note_reads(self, func: Any, args: Any, kwargs: Any) -> None:
         frame = self._stack[-1]
-        if func in _ROW_READS:
+        if func in operations.ROW_READS:
             table = self._weight_of(args[0])
             if table is not None and frame.module in self._weights[table].row_paths:
                 frame.row_reads.add(table)
@@ -161,12 +121,15 @@ class Recorder(TorchDispatchMode):
                     weight = self._weight_of(tensor)
                     if weight is not None:
                         found.append(weight)
-                    elif func in _PRODUCTS and tensor.dim() >= 1:
+                    elif func in operations.PRODUCTS and tensor.dim() >= 1:
                         size = tensor.shape[-2] if tensor.dim() > 1 else 1
                         rows = size if rows is None else min(rows, size)
         frame.reads.update(found)
+        kind = operations.kind_of(func)
+        if (kind == REUSABLE and found) or (kind == HIERARCHICAL and frame.kind == ELEMENTAL):
+            frame.kind = kind
         # Numbers of rows that depend on data, as all may where a pass could not be recorded dry, may be one.
-        if rows == 1 or func in _PRODUCTS_OF_ANY_ROWS or (rows is not None and not self._counts_work):
+        if rows == 1 or func in operations.PRODUCTS_OF_ANY_ROWS or (rows is not None and not self._counts_work):
             self._single_row.update(found)
 
     def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -237,6 +200,7 @@ class Recorder(TorchDispatchMode):
                     work[index] if self._counts_work else max(until - frame.began - stall, 0.0),
                     position[frame.last],
                     live_nbytes[index] + arguments_nbytes,
+                    frame.kind,
                 )
             )
         return Trace(
@@ -269,11 +233,6 @@ class Recorder(TorchDispatchMode):
         return work
 
 
-def _grouped_product(rows: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-    """What experts make of their rows, in shape: torch's own fake kernel knows bfloat16 only."""
-    return rows.new_empty(rows.shape[0], experts.shape[2])
-
-
 def _storages(values: Sequence[Any]) -> set[int]:
     """The storages of tensors among an operation's arguments: a result over one of them is a view, nothing new."""
     return {
@@ -282,15 +241,3 @@ def _storages(values: Sequence[Any]) -> set[int]:
         for tensor in (value if isinstance(value, list | tuple) else (value,))
         if isinstance(tensor, torch.Tensor) and not tensor.is_sparse
     }
-
-
-def _work_seconds(func: Any, args: Any, kwargs: Any, result: Any) -> float:
-    """A rough time for one operation: arithmetic where it is known, plus the memory that it writes."""
-    count = flop_registry.get(func.overloadpacket)
-    flops = count(*args, **kwargs, out_val=result) if count is not None else 0
-    written = sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in (result if isinstance(result, list | tuple) else (result,))
-        if isinstance(tensor, torch.Tensor)
-    )
-    return float(flops) / _FLOPS_PER_SECOND + written / _BYTES_PER_SECOND

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from penstock.errors import PlanError
+from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 
-TRACE_VERSION = 4
+TRACE_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class TracedCall:
         seconds: from its begin to the next call's begin.
         last: index of the last call that began before it ended.
         live_nbytes: most bytes that the pass's own tensors, arguments included, held in that time; 0: not known.
+        kind: its class, one of `planning.kinds`: of the operations that read its weights.
     """
 
     module: str
@@ -30,6 +32,7 @@ class TracedCall:
     seconds: float
     last: int
     live_nbytes: int = 0
+    kind: str = REUSABLE
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,14 @@ def _call(fields: dict[str, Any], weights: int, calls: int) -> TracedCall:
         seconds,
         _index(fields["last"], calls),
         _at_least_zero(fields["live_nbytes"]),
+        _kind(fields["kind"]),
     )
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, str) or value not in SLOWDOWNS:
+        raise ValueError(f"kind {value!r}")
+    return value
 
 
 def _index(value: Any, size: int) -> int:

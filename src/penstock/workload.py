@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from penstock.admission import assumed_trace
+from penstock.capacity import capacity_for
 from penstock.checkpoint import Checkpoint
 from penstock.machine import StorageProfile, storage_profile
 from penstock.planning import Plan, PlanOptions, Problem
@@ -31,6 +33,7 @@ class Workload:
         activations_nbytes: what it needs for its own tensors; 0 where nothing tells.
         fixed_nbytes: buffers and parameters that are in memory anyway.
         moved: weights that are moved to an aligned address once they have arrived.
+        place: a file of the checkpoint.
     """
 
     trace: Trace
@@ -39,9 +42,10 @@ class Workload:
     activations_nbytes: int
     fixed_nbytes: int
     moved: frozenset[int]
+    place: Path
 
-    def problem(self, budget_nbytes: int) -> Problem:
-        """What running it within the budget poses."""
+    def problem(self, budget_nbytes: int, strategy: str = "auto") -> Problem:
+        """What running it within the budget poses, with what `strategy` wants to know."""
         return make_problem(
             self.trace,
             self.weights,
@@ -51,6 +55,7 @@ class Workload:
             fixed_nbytes=self.fixed_nbytes,
             overhead_nbytes=self.trace.overhead_nbytes,
             moved=self.moved,
+            capacity=capacity_for(strategy, self.place),
         )
 
     def plan(self, budget_nbytes: int, strategy: str, options: PlanOptions) -> Plan:
@@ -60,11 +65,14 @@ class Workload:
             BudgetInfeasibleError: there is none.
             PlanError: there is none as `options` want it.
         """
-        return kept_plan(self.problem(budget_nbytes), strategy, options)
+        return kept_plan(self.problem(budget_nbytes, strategy), strategy, options)
+
+    def _kept_plan(self, problem: Problem, strategy: str) -> Plan:
+        return self.plan(problem.budget_nbytes, strategy, PlanOptions())
 
     def budgets(self, strategies: Sequence[str] | None) -> list[int]:
         """The budgets in bytes that make sense for strategies: see `penstock.report.sweeping.find_budgets`."""
-        return find_budgets(self.problem, _own_names(strategies), kept_plan)
+        return find_budgets(self.problem, _own_names(strategies), self._kept_plan)
 
     def sweep(
         self,
@@ -80,7 +88,7 @@ class Workload:
             is_timed=self.trace.is_timed,
             budgets=budgets,
             strategies=_own_names(strategies),
-            make=kept_plan,
+            make=self._kept_plan,
             progress=progress,
         )
 
@@ -113,7 +121,7 @@ def find_workload(
     if trace is None and (trace := dry(args, kwargs)) is not None:
         store.put(signature, trace)
     needed_nbytes = trace.activations_nbytes if trace is not None else 0
-    storage = storage_profile(checkpoint.files[0].path)
+    place = checkpoint.files[0].path
     trace = trace or assumed_trace(module, weights)
     moved = to_realign(weights, store.single_row() | trace.single_row)
-    return Workload(trace, weights, storage, needed_nbytes, fixed_nbytes, moved)
+    return Workload(trace, weights, storage_profile(place), needed_nbytes, fixed_nbytes, moved, place)

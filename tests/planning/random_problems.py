@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from penstock.planning import Call, Problem, Reserve, Storage, Weight
+from penstock.planning.kinds import SLOWDOWNS
 
 BLOCK = 64
 
@@ -48,6 +49,8 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
             seconds=draw(st.sampled_from([0.0, 0.1, 0.5, 2.0])),
             reads=tuple(draw(st.lists(st.integers(0, len(items) - 1), max_size=3, unique=True))),
             last=last,
+            kind=draw(st.sampled_from(sorted(SLOWDOWNS))),
+            load_nbytes=draw(st.sampled_from([None, 0, 300, 5000])),
         )
         for index, last in enumerate(lasts)
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError, PlanError
 from penstock.planning import Call, Plan, PlanOptions, Problem, check, make_plan
-from penstock.planning.strategies.flashmem import FlashMem
+from penstock.planning.strategies.flashmem import FlashMem, _load_capacity
 from penstock.planning.strategies.overlap import Item, Moves, Overlap, Overlapped
 from penstock.planning.strategies.overlap_greedy import Greedy, best_greedy, on_demand
 from penstock.planning.strategies.overlap_solver import INFEASIBLE, OPTIMAL, solve
@@ -149,16 +149,19 @@ def test_bytes_in_memory_never_exceed_the_cap(problem: Problem) -> None:
     assert plan.pacing == "planned"
 
 
+def _with_capacity(problem: Problem, load_nbytes: int) -> Problem:
+    return replace(problem, calls=tuple(replace(call, load_nbytes=load_nbytes) for call in problem.calls))
+
+
 @solver
 def test_chunks_of_a_weight_move_during_several_calls_within_their_capacity() -> None:
-    problem = _streaming()
-    strategy = FlashMem(lam=1.0, chunk_nbytes=MEGABYTE // 4, capacity_nbytes=[MEGABYTE // 2] * 20)
-    with pytest.raises(PlanError, match="20 calls"):
-        replace(strategy, capacity_nbytes=[1]).plan(problem)
-    plan = replace(strategy, lam=0.99).plan(replace(problem, calls=problem.calls))
+    strategy = FlashMem(lam=0.99, chunk_nbytes=MEGABYTE // 4)
+    problem = _with_capacity(_streaming(), MEGABYTE // 2)
+    plan = strategy.plan(problem)
     check(problem, plan)
     assert dict(plan.details)["step"] != "solver"  # a megabyte a call does not fit through half of one
-    plan = replace(strategy, capacity_nbytes=[MEGABYTE + MEGABYTE // 4] * 20).plan(problem)
+    problem = _with_capacity(_streaming(), MEGABYTE + MEGABYTE // 4)
+    plan = replace(strategy, lam=1.0).plan(problem)
     check(problem, plan)
     assert dict(plan.details)["step"] == "solver"
     moved: dict[int, int] = {}
@@ -191,14 +194,13 @@ def test_m_peak_caps_the_weights_in_memory() -> None:
 
 
 @solver
-def test_classes_say_how_much_a_call_may_be_slowed_down() -> None:
+def test_classes_say_how_much_a_call_may_be_slowed_down_where_nothing_was_measured() -> None:
     problem = _streaming()
-    capacity = FlashMem(classes={"c1": "elemental", "c2": "hierarchical"})._capacity(problem)
-    assert capacity[:4] == pytest.approx([0.4 * MEGABYTE, 6 * MEGABYTE, 0, 0.4 * MEGABYTE], abs=2)
-    small = replace(problem, weights=(replace(problem.weights[0], nbytes=100), *problem.weights[1:]), tiny_nbytes=100)
-    assert FlashMem()._capacity(small)[0] == 0  # a normalisation, by its size
-    with pytest.raises(PlanError, match=r"'sparse'.*hierarchical"):
-        FlashMem(classes={"c3": "sparse"}).plan(problem)
+    kinds = ("reusable", "elemental", "hierarchical")
+    calls = [replace(call, kind=kind) for call, kind in zip(problem.calls, kinds, strict=False)]
+    calls.append(replace(problem.calls[3], load_nbytes=17))
+    capacity = [_load_capacity(problem, call) for call in calls]
+    assert capacity == pytest.approx([0.4 * MEGABYTE, 6 * MEGABYTE, 0, 17], abs=2)
 
 
 @solver

@@ -50,6 +50,8 @@ BAD_PARTS = [
     (r"weights\[0\].*rows", {"weights": (Weight("w0", 10, rows=3), Weight("w1", 1))}),
     (r"weights\[0\].*rows", {"weights": (Weight("w0", 10, rows=0), Weight("w1", 1))}),
     (r"calls\[0\].*activations_nbytes", {"calls": (Call("c", 0.1, (), 0, 1),)}),
+    (r"calls\[0\].*kind", {"calls": (Call("c", 0.1, (), 0, kind="fast"),)}),
+    (r"calls\[0\].*load_nbytes", {"calls": (Call("c", 0.1, (), 0, load_nbytes=-1),)}),
     (r"calls\[1\].*nest", {"calls": (Call("c", 0.1, (), 1), Call("d", 0.1, (), 2), Call("e", 0.1, (), 2))}),
 ]
 
@@ -69,6 +71,8 @@ def test_every_field_of_a_problem_is_validated_and_named() -> None:
         ("seconds", "NaN"),
         ("reads", "{}"),
         ("last", "1e0"),
+        ("kind", '"fast"'),
+        ("load_nbytes", "0.5"),
         ("rows_only", "0"),
         ("bytes_per_second", "null"),
         ("budget_nbytes", "-1"),

@@ -33,6 +33,14 @@ def test_a_layer_in_slices_is_a_call_around_a_call_for_each_slice() -> None:
     assert list(divided.layers) == layers
 
 
+def test_what_can_be_loaded_during_a_layer_can_be_loaded_during_its_slices() -> None:
+    problem = _problem()
+    calls = tuple(replace(call, kind="elemental", load_nbytes=1000) for call in problem.calls)
+    divided = divide(replace(problem, calls=calls), [Cut(1, (4, 8))]).problem.calls
+    assert [call.load_nbytes for call in divided] == [1000, 0, 400, 400, 200, 1000]
+    assert {call.kind for call in divided} == {"elemental"}
+
+
 def test_slices_lie_where_the_weight_lies() -> None:
     slices = divide(_problem(), [Cut(1, (4, 8))]).problem.weights[1:4]
     assert [item.nbytes for item in slices] == [4000, 4000, 2000]

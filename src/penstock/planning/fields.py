@@ -44,6 +44,11 @@ class Fields:
         """An integer field within [low, high]."""
         return as_integer(self._take(name), f"{self._path}.{name}", low, high)
 
+    def optional_integer(self, name: str, low: int, high: int = MAX_NBYTES) -> int | None:
+        """An integer field within [low, high], or null."""
+        value = self._take(name)
+        return None if value is None else as_integer(value, f"{self._path}.{name}", low, high)
+
     def seconds(self, name: str) -> float:
         """A finite number, zero or above."""
         return as_seconds(self._take(name), f"{self._path}.{name}")

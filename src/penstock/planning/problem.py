@@ -9,11 +9,11 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from penstock.errors import PlanError
-from penstock.planning.fields import MAX_ITEMS, MAX_NBYTES, Fields, as_integer, parse_object
+from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
+from penstock.planning.kinds import REUSABLE, SLOWDOWNS
+from penstock.planning.problem_checks import check_problem
 
-PROBLEM_VERSION = 2
-MAX_BYTES_PER_SECOND = 1e15  # a thousand times any memory
+PROBLEM_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,9 @@ class Call:
         last: index of the last call that began before this one ended: its own for a leaf. The weights are held until
             call `last` has ended. Calls nest as a call stack does.
         activations_nbytes: most bytes that the pass's own tensors hold from its begin to the next call's.
+        kind: its class, a key of `kinds.SLOWDOWNS`.
+        load_nbytes: its load capacity: most bytes that can be loaded while it computes, without slowing it down by more
+            than its class may be. None: not measured.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Call:
     reads: tuple[int, ...]
     last: int
     activations_nbytes: int = 0
+    kind: str = REUSABLE
+    load_nbytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +121,7 @@ class Problem:
     slice_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_storage(self.storage)
-        _check_sizes(self)
-        for index, weight in enumerate(self.weights):
-            _check_weight(weight, f"weights[{index}] ({weight.name})", self.storage.block_nbytes)
-        for index, call in enumerate(self.calls):
-            path = f"calls[{index}] ({call.name})"
-            _check_call(call, path, index, len(self.calls), len(self.weights))
-            if not 0 <= call.activations_nbytes <= self.reserve.activations_nbytes:
-                raise PlanError(
-                    f"{path}.activations_nbytes is {call.activations_nbytes}, outside 0 to the reserve's "
-                    f"{self.reserve.activations_nbytes}: record the pass again"
-                )
-        _check_nesting(self.calls)
-        _check_slices(self)
+        check_problem(self)
 
     def extent_nbytes(self, weight: int) -> int:
         """Bytes that weight `weight` occupies in the arena, whole blocks: also what a load of it reads."""
@@ -204,6 +196,8 @@ def _read_call(value: object, path: str) -> Call:
         reads=fields.items("reads", lambda item, where: as_integer(item, where, 0, MAX_ITEMS)),
         last=fields.integer("last", 0, MAX_ITEMS),
         activations_nbytes=fields.integer("activations_nbytes", 0),
+        kind=fields.choice("kind", tuple(SLOWDOWNS)),
+        load_nbytes=fields.optional_integer("load_nbytes", 0),
     )
     fields.finish()
     return call
@@ -218,84 +212,3 @@ def _read_storage(fields: Fields) -> Storage:
     )
     fields.finish()
     return storage
-
-
-def _check_storage(storage: Storage) -> None:
-    for name in ("bytes_per_second", "copy_bytes_per_second"):
-        rate = getattr(storage, name)
-        if not (math.isfinite(rate) and 0 < rate <= MAX_BYTES_PER_SECOND):
-            raise PlanError(
-                f"storage.{name} is {rate}, not between zero and {MAX_BYTES_PER_SECOND:.0e}: measure it again"
-            )
-    if not _is_duration(storage.request_seconds):
-        raise PlanError(f"storage.request_seconds is {storage.request_seconds}, not a duration: measure it again")
-    if not 1 <= storage.block_nbytes <= MAX_NBYTES:
-        raise PlanError(f"storage.block_nbytes is {storage.block_nbytes}, not above zero: take the device's block size")
-
-
-def _check_sizes(problem: Problem) -> None:
-    sizes = {
-        "budget_nbytes": problem.budget_nbytes - 1,  # a budget of zero is nonsense, a reserve of zero is not
-        "tiny_nbytes": problem.tiny_nbytes,
-        "reserve.activations_nbytes": problem.reserve.activations_nbytes,
-        "reserve.io_nbytes": problem.reserve.io_nbytes,
-        "reserve.bookkeeping_nbytes": problem.reserve.bookkeeping_nbytes,
-    }
-    for name, nbytes in sizes.items():
-        if not 0 <= nbytes <= MAX_NBYTES:
-            raise PlanError(f"{name} is out of range ({nbytes + (name == 'budget_nbytes')}): give a number of bytes")
-
-
-def _check_weight(weight: Weight, path: str, block_nbytes: int) -> None:
-    if not 1 <= weight.nbytes <= MAX_NBYTES:
-        raise PlanError(f"{path}.nbytes is {weight.nbytes}: leave out weights without bytes")
-    if not 0 <= weight.offset_in_block < block_nbytes:
-        raise PlanError(f"{path}.offset_in_block is {weight.offset_in_block}: give it modulo {block_nbytes}")
-    if weight.requests < 0:
-        raise PlanError(f"{path}.requests is {weight.requests}: give a count")
-    if not _is_duration(weight.row_seconds):
-        raise PlanError(f"{path}.row_seconds is {weight.row_seconds}, not a duration: measure it again")
-    if not 1 <= weight.rows <= weight.nbytes or weight.nbytes % weight.rows:
-        raise PlanError(f"{path}.rows is {weight.rows}: give a divisor of its {weight.nbytes} bytes")
-
-
-def _check_call(call: Call, path: str, index: int, call_count: int, weight_count: int) -> None:
-    if not _is_duration(call.seconds):
-        raise PlanError(f"{path}.seconds is {call.seconds}, not a duration: record the pass again")
-    if not index <= call.last < call_count:
-        raise PlanError(f"{path}.last is {call.last}, outside {index} to {call_count - 1}: record the pass again")
-    if len(set(call.reads)) != len(call.reads):
-        raise PlanError(f"{path}.reads names a weight twice: name each once")
-    for weight in call.reads:
-        if not 0 <= weight < weight_count:
-            raise PlanError(f"{path}.reads names weight {weight} of {weight_count}: record the pass again")
-
-
-def _check_nesting(calls: tuple[Call, ...]) -> None:
-    open_until: list[int] = []
-    for index, call in enumerate(calls):
-        while open_until and open_until[-1] < index:
-            open_until.pop()
-        if open_until and call.last > open_until[-1]:
-            raise PlanError(
-                f"calls[{index}] ({call.name}).last is {call.last}, but the call around it ends with "
-                f"{open_until[-1]}: calls nest, so record the pass again"
-            )
-        open_until.append(call.last)
-
-
-def _check_slices(problem: Problem) -> None:
-    """A call that can be computed slice by slice is a leaf, and one weight's slices are what it goes through."""
-    if not _is_duration(problem.slice_seconds):
-        raise PlanError(f"slice_seconds is {problem.slice_seconds}, not a duration: measure it again")
-    for index, call in enumerate(problem.calls):
-        sliceable = [weight for weight in call.reads if problem.weights[weight].rows > 1]
-        if sliceable and (len(sliceable) > 1 or call.last != index):
-            raise PlanError(
-                f"calls[{index}] ({call.name}) cannot be computed slice by slice, as "
-                f"{problem.weights[sliceable[0]].name} says: give that weight one row"
-            )
-
-
-def _is_duration(seconds: float) -> bool:
-    return math.isfinite(seconds) and seconds >= 0

@@ -144,15 +144,21 @@ def _divide_calls(
     for call in problem.calls:
         parts = parts_of(call)
         kept = tuple(positions[weight][0] for weight in call.reads if len(positions[weight]) == 1)
-        seconds = 0.0 if parts else call.seconds
-        calls.append(replace(call, seconds=seconds, reads=kept, last=places[call.last + 1] - 1))
+        whole = 0.0 if parts else 1.0
+        calls.append(replace(_part_of(call, whole), reads=kept, last=places[call.last + 1] - 1))
         layers.append((call.name, None))
         for part in parts:
-            share = call.seconds * _share(slices, parts, part) + problem.slice_seconds
             name = f"{call.name}[{slices[part].begin}:{slices[part].end}]"
-            calls.append(Call(name, share, (part,), len(calls), call.activations_nbytes))
+            item = _part_of(call, _share(slices, parts, part))
+            seconds = item.seconds + problem.slice_seconds
+            calls.append(replace(item, name=name, seconds=seconds, reads=(part,), last=len(calls)))
             layers.append((call.name, part))
     return tuple(calls), tuple(layers)
+
+
+def _part_of(call: Call, share: float) -> Call:
+    load_nbytes = None if call.load_nbytes is None else int(call.load_nbytes * share)
+    return replace(call, seconds=call.seconds * share, load_nbytes=load_nbytes)
 
 
 def _share(slices: Sequence[Slice], parts: Iterable[int], part: int) -> float:

@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from penstock.budget import format_size
 from penstock.errors import PlanError
+from penstock.planning.kinds import SLOWDOWNS
 from penstock.planning.lifetimes import Use, largest_live_nbytes, needed_nbytes
 from penstock.planning.options import PlanOptions
 from penstock.planning.plan import PLANNED, Plan
-from penstock.planning.problem import Problem
+from penstock.planning.problem import Call, Problem
 from penstock.planning.strategies.layout import finish
 from penstock.planning.strategies.overlap import Item, Overlap, Overlapped
 from penstock.planning.strategies.overlap_greedy import best_greedy, on_demand
 from penstock.planning.strategies.overlap_layout import lay_out_moves
 from penstock.planning.strategies.overlap_solver import FEASIBLE, load_solver, solve
 from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables, whole_uses
-
-SLOWDOWNS = {"hierarchical": 0.0, "reusable": 0.2, "elemental": 3.0}
-"""By how much loads may slow a call down, by its class: softmax and normalisations; convolutions and matrix products;
-elementwise operations."""
 
 _RELAXED = (1.0, 2.0, 4.0, 8.0, None)  # times the load capacity, in turn; None: without a limit
 _DOUBTFUL_SHARE = 0.15  # of the time, for a load capacity with which nothing was found by hand
@@ -46,16 +43,12 @@ class FlashMem:
         peak_nbytes: M_peak, for the weights in memory at once; None: what the budget leaves.
         time_limit_seconds: for the solver.
         chunk_nbytes: S, about; None: a quarter of what a typical call has load capacity for.
-        capacity_nbytes: C, what may be moved during each call; None: by `SLOWDOWNS`.
-        classes: of calls, by name. Others are taken for reusable, or if they read small weights only for hierarchical.
     """
 
     lam: float = 0.25
     peak_nbytes: int | None = None
     time_limit_seconds: float = 10.0
     chunk_nbytes: int | None = None
-    capacity_nbytes: Sequence[int] | None = None
-    classes: Mapping[str, str] = field(default_factory=dict)
 
     name = "flashmem"
 
@@ -100,7 +93,7 @@ class FlashMem:
 
     def _overlap(self, problem: Problem, uses: Sequence[Use], kept: frozenset[int]) -> Overlap:
         total_nbytes = 2 * extents_nbytes(problem, {use.weight for use in uses})
-        capacity = [min(nbytes, total_nbytes) for nbytes in self._capacity(problem)]
+        capacity = [min(_load_capacity(problem, call), total_nbytes) for call in problem.calls]
         chunk_nbytes = self._chunk(problem, capacity)
         items = []
         ended: dict[int, int] = {}  # the last call of a weight's stay before
@@ -121,30 +114,19 @@ class FlashMem:
         caps = tuple(max(cap_nbytes, nbytes) for nbytes in live)
         return Overlap(tuple(items), tuple(capacity), caps, self.lam)
 
-    def _capacity(self, problem: Problem) -> list[int]:
-        """C: what storage brings in the time by which a call may become longer."""
-        if self.capacity_nbytes is not None:
-            if len(self.capacity_nbytes) != len(problem.calls):
-                raise PlanError(
-                    f"capacity_nbytes has {len(self.capacity_nbytes)} entries for {len(problem.calls)} calls: "
-                    "give one each"
-                )
-            return list(self.capacity_nbytes)
-        large = {index for index, weight in enumerate(problem.weights) if weight.nbytes > problem.tiny_nbytes}
-        found = []
-        for call in problem.calls:
-            kind = self.classes.get(call.name, "reusable" if large.intersection(call.reads) else "hierarchical")
-            if kind not in SLOWDOWNS:
-                raise PlanError(f"{call.name} is of class {kind!r}: choose one of {', '.join(SLOWDOWNS)}")
-            found.append(int(SLOWDOWNS[kind] * call.seconds * problem.storage.bytes_per_second))
-        return found
-
     def _chunk(self, problem: Problem, capacity: Sequence[int]) -> int:
         nbytes = self.chunk_nbytes
         if nbytes is None:
             typical = statistics.median([one for one in capacity if one] or [0])
             nbytes = min(max(int(typical / 4), _LEAST_CHUNK_NBYTES), _MOST_CHUNK_NBYTES)
         return _whole_blocks(problem, nbytes)
+
+
+def _load_capacity(problem: Problem, call: Call) -> int:
+    """C: what was measured to fit beside the call, else what storage brings while it may become longer, in bytes."""
+    if call.load_nbytes is not None:
+        return call.load_nbytes
+    return int(SLOWDOWNS[call.kind] * call.seconds * problem.storage.bytes_per_second)
 
 
 @dataclass(frozen=True)
