@@ -32,22 +32,22 @@ solver = pytest.mark.usefixtures("_solver")
 
 
 @st.composite
-def overlaps(draw: st.DrawFn) -> Overlap:
-    """Tiny ones: up to four stays, of up to two chunks, in five calls; a weight may be read twice."""
-    calls = 5
+def overlaps(draw: st.DrawFn, calls: int = 5, most: int = 4, lookback: int = 5) -> Overlap:
+    """Up to `most` stays, of up to two chunks; a weight may be read more than once."""
     items: list[Item] = []
     ended: dict[int, int] = {}
-    chunks = {weight: draw(st.integers(1, 2)) for weight in range(4)}
+    chunks = {weight: draw(st.integers(1, 2)) for weight in range(most)}
     for first in range(calls):
-        if len(items) == 4 or not draw(st.booleans()):
+        if len(items) == most or not draw(st.booleans()):
             continue
-        weight = draw(st.sampled_from([weight for weight in range(4) if ended.get(weight, -1) < first]))
+        weight = draw(st.sampled_from([weight for weight in range(most) if ended.get(weight, -1) < first]))
         last = draw(st.integers(first, min(first + 1, calls - 1)))
-        items.append(Item(weight, first, last, ended.get(weight, -1) + 1, chunks[weight], 10 + 5 * (weight % 2)))
+        earliest = max(ended.get(weight, -1) + 1, first - lookback)
+        items.append(Item(weight, first, last, earliest, chunks[weight], 10 + 5 * (weight % 2)))
         ended[weight] = last
     capacity = tuple(draw(st.sampled_from([0, 10, 15, 30, 60])) for _ in range(calls))
     live = [sum(item.held_nbytes for item in items if item.first <= call <= item.last) for call in range(calls)]
-    cap = draw(st.integers(max(live), 90))
+    cap = draw(st.integers(max(live), max(live) + 40))
     return Overlap(tuple(items), capacity, (cap,) * calls, draw(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])))
 
 
@@ -90,7 +90,7 @@ def _best_objective(overlap: Overlap) -> float:
 
 @solver
 @given(overlaps())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_solver_finds_the_best_of_all_plans(overlap: Overlap) -> None:
     solved = solve(overlap, best_greedy(overlap), 30.0)
     best = _best_objective(overlap)
@@ -106,7 +106,7 @@ def test_the_solver_finds_the_best_of_all_plans(overlap: Overlap) -> None:
     assert not overlap.is_hopeless()
 
 
-@given(overlaps(), st.floats(0.0, 1.0))
+@given(overlaps(calls=12, most=10, lookback=3), st.floats(0.0, 1.0))
 @settings(max_examples=300, deadline=None)
 def test_by_hand_there_is_always_a_plan_and_it_says_whether_it_keeps_the_limits(overlap: Overlap, share: float) -> None:
     found = Greedy(overlap, share).solve()
@@ -151,6 +151,21 @@ def test_bytes_in_memory_never_exceed_the_cap(problem: Problem) -> None:
 
 def _with_capacity(problem: Problem, load_nbytes: int) -> Problem:
     return replace(problem, calls=tuple(replace(call, load_nbytes=load_nbytes) for call in problem.calls))
+
+
+@solver
+@given(problems(budget_from=0.1), st.sampled_from([64, 128, 320]))
+@settings(max_examples=100, deadline=None)
+def test_chunks_join_on_blocks_wherever_a_weight_begins(problem: Problem, chunk_nbytes: int) -> None:
+    strategy = FlashMem(chunk_nbytes=chunk_nbytes, lam=0.8, capacity_nbytes=[chunk_nbytes] * len(problem.calls))
+    if problem.budget_nbytes >= strategy.needed_nbytes(problem):
+        check(problem, strategy.plan(problem))
+
+
+@solver
+def test_what_chunks_round_up_does_not_count_against_the_least_budget() -> None:
+    problem = chain([3 * 512] * 3, [1.0] * 3, 3 * 512)
+    check(problem, FlashMem(chunk_nbytes=2 * 512).plan(problem))
 
 
 @solver

@@ -146,6 +146,14 @@ def test_layers_that_share_all_of_their_weights_are_one_block() -> None:
     assert make_plan(problem, "swapnet").loads == ()
 
 
+def test_neighbours_that_share_a_weight_are_in_one_block_where_that_takes_less() -> None:
+    base = _problem([(4, 1.0), (3, 1.0), (3, 1.0)], 7 * BLOCK)
+    calls = tuple(Call(f"c{index}", 1.0, (weight,), index) for index, weight in enumerate((0, 0, 1, 2)))
+    problem = replace(base, calls=calls)
+    assert get("swapnet").needed_nbytes(problem) == 7 * BLOCK
+    assert sorted({load.first_call for load in make_plan(problem, "swapnet").loads}) == [0, 2, 3]
+
+
 def test_units_join_calls_without_weights_to_those_before() -> None:
     base = _problem([(1, 1.0)] * 6, 1)
     calls = [replace(call, reads=call.reads if index in (1, 3) else ()) for index, call in enumerate(base.calls)]
