@@ -9,6 +9,7 @@ in between: by how much its latency has moved since the profile was taken is how
 from __future__ import annotations
 
 import itertools
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import typer
 
 from benchmarks import results, storage
 from benchmarks.apart import run_apart
+from benchmarks.arm import state_folder
 from benchmarks.model import Model
 from benchmarks.models import RUN, find
 from benchmarks.recast import recast
@@ -68,7 +70,6 @@ def main(
     settings = {"repeats": turns * TIMED_PASSES, "profile_budget": profile, "strategies": wanted, "tiny": tiny}
     everything = {**results.envelope("prediction", settings), "profiles": {}, "cells": []}
     prepare_all(chosen, [])
-    forget_state()
     for model in chosen:
         found = run_apart(measure, model.name, tiny, percents, wanted, profile, turns)
         everything["profiles"][model.name], cells = found
@@ -90,9 +91,13 @@ def measure(
     weights_nbytes = model.weights_nbytes()
     resident = Session(WAYS["resident"], model, 0)
     resident.load()
+    forget_state()
     profile = take_profile(model, weights_nbytes * profile_percent // 100, resident)
+    kept = state_folder().with_name("profile")
+    _replace(kept, state_folder())
     cells = []
     for percent, strategy in itertools.product(percents, strategies):
+        _replace(state_folder(), kept)  # what other configurations have learnt is not the profile's
         session = Session(WAYS[strategy], model, weights_nbytes * percent // 100)
         head = {"budget_percent": percent, "strategy": strategy}
         try:
@@ -104,6 +109,12 @@ def measure(
         finally:
             session.close()
     return asdict(profile), cells
+
+
+def _replace(folder: Path, by: Path) -> None:
+    """Makes `folder` a copy of the folder `by`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(by, folder)
 
 
 def take_profile(model: Model, budget_nbytes: int, resident: Session) -> Profile:

@@ -140,8 +140,7 @@ def measure_cell(
             for name, record in found.items():
                 if record["status"] == "ok":
                     record |= _derived(cell, name, record, seconds)
-                if REFERENCE in found:
-                    record["reference_seconds"] = found[REFERENCE]["seconds"]
+                    record["reference_seconds"] = found[REFERENCE]["seconds"] if REFERENCE in found else []
         base, records = base or seconds, {**found, **records}
     return base, records
 
