@@ -31,6 +31,12 @@ TINY_NBYTES = 32 << 10
 SLICE_SECONDS = 1e-4
 """What each slice of a layer takes beyond its share: hooks, a copy of its part of the result, a kernel's begin."""
 
+LOAD_COMPUTE_SECONDS = 1e-4
+"""What computing loses to each load, however small, in waking a reader and binding a weight."""
+
+READ_COMPUTE_SHARE = 0.04
+"""What it loses besides, of the seconds that storage is busy: 0.05 s of processor time per GB, on two cores."""
+
 MEASURABLE_NBYTES = 8 << 20
 """Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
 
@@ -92,7 +98,14 @@ def make_problem(
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
     reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes + caution_nbytes)
-    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES, profile.copy_bytes_per_second)
+    storage = Storage(
+        profile.bytes_per_second,
+        profile.request_seconds,
+        BLOCK_NBYTES,
+        profile.copy_bytes_per_second,
+        LOAD_COMPUTE_SECONDS,
+        READ_COMPUTE_SHARE,
+    )
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)

@@ -71,6 +71,7 @@ class Prediction:
         streamed_nbytes: read in a warm pass, whole blocks.
         peak_nbytes: arena, staging and reserve.
         lower_bound_seconds: what a warm pass of no plan within the budget can beat (see `bounds`).
+        cold_bound_seconds: what a first pass of no plan can beat.
         call_stall_seconds: how much of `stall_seconds` is spent before each call, in a late warm pass.
     """
 
@@ -80,6 +81,7 @@ class Prediction:
     streamed_nbytes: int
     peak_nbytes: int
     lower_bound_seconds: float
+    cold_bound_seconds: float
     call_stall_seconds: tuple[float, ...] = ()
 
     @property
@@ -221,6 +223,7 @@ def _read_prediction(fields: Fields) -> Prediction:
         streamed_nbytes=fields.integer("streamed_nbytes", 0),
         peak_nbytes=fields.integer("peak_nbytes", 0),
         lower_bound_seconds=fields.seconds("lower_bound_seconds"),
+        cold_bound_seconds=fields.seconds("cold_bound_seconds"),
         call_stall_seconds=fields.items("call_stall_seconds", as_seconds),
     )
     fields.finish()
