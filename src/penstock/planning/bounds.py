@@ -40,9 +40,9 @@ def least_warm_seconds(problem: Problem) -> float:
     with j = i it is compute alone.
 
     *Loading costs computing.* A weight that is not in memory all the time comes in at least one load in each pass, and
-    the thread that computes loses to each load what `Storage.lost_seconds` says, beside the sum of the calls. What stays
-    fits the arena at the moment when it is smallest; so at most a fractional knapsack of these losses is saved. A
-    weight of which some slices stay still takes a load for the others: more than the knapsack counts.
+    the thread that computes loses to each load what `Storage.lost_seconds` says, beside the sum of the calls. What
+    stays fits the arena at the moment when it is smallest; so at most a fractional knapsack of these losses is saved.
+    A weight of which some slices stay still takes a load for the others: more than the knapsack counts.
 
     *Each weight once.* A weight that several calls read counts at the first of them: by then it has been in the arena,
     however often it is loaded. Tables that can be read by rows do not count, since a plan may never load them.

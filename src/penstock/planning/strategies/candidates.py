@@ -97,7 +97,11 @@ class Bench:
         """Roughly the score of the candidate that keeps `residents`; infinite if the rest cannot hold what streams."""
         region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
         kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
-        stream = Stream(*([column[index] for index in kept] for column in (self.uses, self.extents, self.seconds)))
+        stream = Stream(
+            [self.uses[index] for index in kept],
+            [self.extents[index] for index in kept],
+            [self.seconds[index] for index in kept],
+        )
         return estimate_seconds(stream, region_nbytes, self._call_seconds(stream.uses, stream.seconds))
 
     def try_residents(self, residents: frozenset[int]) -> Candidate | None:

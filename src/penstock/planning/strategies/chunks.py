@@ -71,7 +71,7 @@ def _load(problem: Problem, use: Use, start: int, chunk: Chunk) -> Load:
 
 def _joined(use: int, start: int, pieces: Sequence[tuple[int, int]]) -> list[Chunk]:
     """Chunks of one use: neighbouring pieces together until they are large enough, the earliest first."""
-    ends, moments = [0], []
+    ends, moments = [0], list[int]()
     for end, moment in pieces:
         if moments and (moment == moments[-1] or ends[-1] - ends[-2] < LEAST_NBYTES):
             ends[-1], moments[-1] = end - start, max(moments[-1], moment)

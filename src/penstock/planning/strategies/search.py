@@ -1,10 +1,10 @@
 """The search for the best residents of a `Bench`: a descent along a few numbers, then exchanges where a pass stalls.
 
-A choice is made by five numbers: up to which size all weights stay (each load costs as much to begin, so large ones take
-fewer for as many bytes), how many of the largest stay (one that dwarfs the others would dictate the streaming region),
-how large the region is, which share of the other residents goes to weights that cost most storage time per byte (read
-several times, or small), and how much credit a weight needs to stream (see `diffusion`). The best value of each is
-looked for in turn by a quick estimate (see `fifo`), and what looks best is laid out and simulated.
+A choice is made by five numbers: up to which size all weights stay (each load costs as much to begin, so large ones
+take fewer for as many bytes), how many of the largest stay (one that dwarfs the others would dictate the streaming
+region), how large the region is, which share of the other residents goes to weights that cost most storage time per
+byte (read several times, or small), and how much credit a weight needs to stream (see `diffusion`). The best value of
+each is looked for in turn by a quick estimate (see `fifo`), and what looks best is laid out and simulated.
 """
 
 from __future__ import annotations
