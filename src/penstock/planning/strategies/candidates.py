@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.planning.lifetimes import Use, largest_live_nbytes, list_uses
 from penstock.planning.problem import Problem
-from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_moments
+from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_parts
 from penstock.planning.simulate import Clock, Schedule, row_stalls
 from penstock.planning.strategies.chunks import Chunk, split, whole
 from penstock.planning.strategies.fifo import Stream, estimate_seconds
@@ -71,7 +71,8 @@ class Bench:
         self.uses = [use for use in list_uses(problem, merged=merged) if use.weight not in excluded]
         self.extent = {use.weight: problem.extent_nbytes(use.weight) for use in self.uses}
         self.extents = [self.extent[use.weight] for use in self.uses]
-        self.seconds = [problem.load_seconds(use.weight) for use in self.uses]
+        self._load_seconds = {weight: problem.load_seconds(weight) for weight in self.extent}
+        self.seconds = [self._load_seconds[use.weight] for use in self.uses]
         self.saved = dict.fromkeys(self.extent, 0.0)
         for use, seconds in zip(self.uses, self.seconds, strict=True):
             self.saved[use.weight] += seconds
@@ -113,7 +114,8 @@ class Bench:
     def try_least(self) -> Candidate:
         """The candidate that streams everything in the least space. Only for uses that are not merged."""
         stack = place_stack(self.uses, self.extents)
-        return min(self._ways(frozenset(), self.uses, self.extents, stack), key=lambda candidate: candidate.rank)
+        ways = self._ways(self.uses, self.extents, stack)
+        return self._candidate(frozenset(), min(ways, key=lambda way: way.seconds))
 
     def _try(self, residents: frozenset[int]) -> Candidate | None:
         region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
@@ -129,51 +131,57 @@ class Bench:
         if least_nbytes <= region_nbytes < _TIGHT * least_nbytes:
             blocks_nbytes = region_nbytes - region_nbytes % self._problem.storage.block_nbytes
             placed.append(place_alternating(uses, extents, blocks_nbytes))
-        found = [candidate for starts in placed for candidate in self._ways(residents, uses, extents, starts)]
-        return min(found, key=lambda candidate: candidate.rank, default=None)
+        ways = [way for starts in placed for way in self._ways(uses, extents, starts)]
+        return self._candidate(residents, min(ways, key=lambda way: way.seconds)) if ways else None
 
-    def _ways(
-        self, residents: frozenset[int], uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int]
-    ) -> list[Candidate]:
+    def _ways(self, uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int]) -> list[_Way]:
         """One placement with whole loads and with loads in parts; none where something is in the way of another."""
         if min(starts, default=0) < 0:
             return []
         region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
-        moments = release_moments(uses, extents, starts, region_nbytes, self.call_count)
+        parts = release_parts(uses, extents, starts, region_nbytes, self.call_count)
+        moments = [max(moment for _, moment in pieces) for pieces in parts]
         if any(moment >= use.first for moment, use in zip(moments, uses, strict=True)):
             return []
-        ways = [whole(uses, extents, moments)]
-        parts = split(self._problem, uses, extents, starts, region_nbytes)
-        if len(parts) > len(uses):
-            ways.append(parts)
-        return [self._simulate(residents, uses, starts, region_nbytes, chunks) for chunks in ways]
+        ways = [whole(extents, moments)]
+        chunks = split(self._problem, uses, starts, parts)
+        if len(chunks) > len(uses):
+            ways.append(chunks)
+        return [self._simulate(uses, starts, region_nbytes, chunks) for chunks in ways]
 
     def _simulate(
-        self,
-        residents: frozenset[int],
-        uses: Sequence[Use],
-        starts: Sequence[int],
-        region_nbytes: int,
-        chunks: Sequence[Chunk],
-    ) -> Candidate:
-        seconds = [self._seconds(uses, chunk) for chunk in chunks]
+        self, uses: Sequence[Use], starts: Sequence[int], region_nbytes: int, chunks: Sequence[Chunk]
+    ) -> _Way:
+        seconds = [self._seconds(uses[chunk.use].weight, chunk.end - chunk.begin) for chunk in chunks]
         release = [max(chunk.moment, -self.call_count) + self.call_count for chunk in chunks]
         needed = [0] * self.call_count
         for index, chunk in enumerate(chunks):
             needed[uses[chunk.use].first] = index + 1
         calls = self._call_seconds((uses[chunk.use] for chunk in chunks), seconds)
-        warm, stalls = self._warm_seconds(calls, needed, seconds, release)
-        slow, _ = self._warm_seconds(calls, needed, [STORAGE_SLOWDOWN * load for load in seconds], release)
-        score = warm + SLOW_SHARE * slow
-        return Candidate(warm, score, math.fsum(seconds), residents, uses, starts, chunks, region_nbytes, stalls)
+        schedule = Schedule(calls, needed, seconds, release)
+        warm, stalls = self._warm_seconds(schedule)
+        return _Way(warm, stalls, schedule, uses, starts, chunks, region_nbytes)
 
-    def _seconds(self, uses: Sequence[Use], chunk: Chunk) -> float:
-        """Storage seconds of one load."""
-        weight, nbytes = uses[chunk.use].weight, chunk.end - chunk.begin
-        whole_nbytes = self.extent[weight]
-        if nbytes == whole_nbytes:
-            return self._problem.load_seconds(weight)
-        requests = -(-self._problem.weights[weight].requests * nbytes // whole_nbytes)
+    def _candidate(self, residents: frozenset[int], way: _Way) -> Candidate:
+        slower = replace(way.schedule, load_seconds=[STORAGE_SLOWDOWN * load for load in way.schedule.load_seconds])
+        slow_seconds, _ = self._warm_seconds(slower)
+        return Candidate(
+            seconds=way.seconds,
+            score=way.seconds + SLOW_SHARE * slow_seconds,
+            streamed_seconds=math.fsum(way.schedule.load_seconds),
+            residents=residents,
+            uses=way.uses,
+            starts=way.starts,
+            chunks=way.chunks,
+            region_nbytes=way.region_nbytes,
+            stalls=way.stalls,
+        )
+
+    def _seconds(self, weight: int, nbytes: int) -> float:
+        """Storage seconds of a load of so many bytes of `weight`."""
+        if nbytes == self.extent[weight]:
+            return self._load_seconds[weight]
+        requests = -(-self._problem.weights[weight].requests * nbytes // self.extent[weight])
         return requests * self._problem.storage.request_seconds + nbytes / self.bytes_per_second
 
     def _call_seconds(self, uses: Iterable[Use], seconds: Iterable[float]) -> list[float]:
@@ -183,11 +191,9 @@ class Bench:
             calls[use.first] += self._problem.storage.lost_seconds(duration)
         return calls
 
-    def _warm_seconds(
-        self, calls: Sequence[float], needed: Sequence[int], seconds: Sequence[float], release: Sequence[int]
-    ) -> tuple[float, Sequence[float]]:
+    def _warm_seconds(self, schedule: Schedule) -> tuple[float, Sequence[float]]:
         """Seconds of a warm pass, and what each call waits in it."""
-        schedule = Schedule(calls, needed, seconds, release)
+        calls = schedule.call_seconds
         clock = Clock(self.call_count)
         for _ in range(_SETTLING_PASSES):
             clock.advance(schedule)
@@ -195,4 +201,17 @@ class Bench:
         clock.advance(schedule)
         ends = clock.ends[self.call_count - 1 : 2 * self.call_count]
         stalls = [end - before - own for before, end, own in zip(ends, ends[1:], calls, strict=False)]
-        return max(clock.compute - begin, math.fsum(seconds), math.fsum(calls)), stalls
+        return max(clock.compute - begin, math.fsum(schedule.load_seconds), math.fsum(calls)), stalls
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One placement with one division into loads, and how long a pass takes."""
+
+    seconds: float
+    stalls: Sequence[float]
+    schedule: Schedule
+    uses: Sequence[Use]
+    starts: Sequence[int]
+    chunks: Sequence[Chunk]
+    region_nbytes: int

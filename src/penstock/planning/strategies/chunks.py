@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from penstock.planning.lifetimes import Use
 from penstock.planning.plan import Load
 from penstock.planning.problem import Problem
-from penstock.planning.ring import release_parts
 
 LEAST_NBYTES = 1 << 20
 """Parts are no smaller: each costs the same to begin, and less than this takes storage as long to find as to read."""
@@ -31,22 +30,21 @@ class Chunk:
 
 
 def split(
-    problem: Problem, uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], region_nbytes: int
+    problem: Problem, uses: Sequence[Use], starts: Sequence[int], parts: Sequence[Sequence[tuple[int, int]]]
 ) -> list[Chunk]:
-    """The loads of uses that lie at `starts`, in load order."""
+    """The loads of uses that lie at `starts`, whose space is free in `parts` (see `ring.release_parts`), in order."""
     chunks: list[Chunk] = []
-    parts = release_parts(uses, extents, starts, region_nbytes, len(problem.calls))
     for index, (use, start, pieces) in enumerate(zip(uses, starts, parts, strict=True)):
         if len(pieces) == 1 or problem.weights[use.weight].is_moved:
-            chunks.append(Chunk(index, 0, extents[index], max(moment for _, moment in pieces)))
+            chunks.append(Chunk(index, 0, pieces[-1][0] - start, max(moment for _, moment in pieces)))
         else:
             chunks += _joined(index, start, pieces)
     return chunks
 
 
-def whole(uses: Sequence[Use], extents: Sequence[int], moments: Sequence[int]) -> list[Chunk]:
+def whole(extents: Sequence[int], moments: Sequence[int]) -> list[Chunk]:
     """One load for each use."""
-    return [Chunk(index, 0, extents[index], moments[index]) for index in range(len(uses))]
+    return [Chunk(index, 0, extents[index], moments[index]) for index in range(len(extents))]
 
 
 def list_loads(problem: Problem, uses: Sequence[Use], starts: Sequence[int], chunks: Sequence[Chunk]) -> list[Load]:

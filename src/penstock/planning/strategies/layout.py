@@ -55,7 +55,7 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
 
 def list_loads(problem: Problem, layout: Layout) -> list[Load]:
     """One load for each use."""
-    chunks = whole(layout.uses, extents_of(problem, layout.uses), layout.moments)
+    chunks = whole(extents_of(problem, layout.uses), layout.moments)
     return load_chunks(problem, layout.uses, layout.starts, chunks)
 
 

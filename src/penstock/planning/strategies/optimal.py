@@ -44,7 +44,7 @@ class Optimal:
         best: Plan | None = None
         if needed_nbytes(problem, sliced=False) <= problem.budget_nbytes:
             best = self._uncut(problem, bound)
-        for cuts, divided in list_divisions(problem):
+        for cuts, divided in list_divisions(problem, bound):
             if best is not None and best.prediction.warm_seconds <= _GOOD_ENOUGH * bound:
                 break
             plan = replace(self._uncut(divided.problem, bound), cuts=cuts)
