@@ -76,7 +76,7 @@ def test_every_field_is_validated_and_named(edit: str) -> None:
 @pytest.mark.parametrize(
     ("path", "field", "edit"),
     [
-        ("plan", "version", "3"),
+        ("plan", "version", "2"),
         ("plan.loads[0]", "weight", "8"),
         ("plan.loads[0]", "first_call", "8"),
         ("plan.loads[0]", "after_call", "8"),
@@ -106,6 +106,8 @@ def test_a_plan_explains_its_budget_its_weights_and_its_stalls() -> None:
         "predicted",
         "lower bound",
         "peak",
+        "Memory at its peak",
+        "all together",
         "wait",
     ):
         assert part in text

@@ -73,14 +73,16 @@ def _check_slices(problem: Problem, plan: Plan, divided: Problem) -> None:
 
 
 def _check_identity(problem: Problem, plan: Plan) -> None:
-    if plan.version != 2:
-        _refuse(f"the plan's version is {plan.version}, not 2")
+    if plan.version != 3:
+        _refuse(f"the plan's version is {plan.version}, not 3")
     if plan.problem_fingerprint != problem.fingerprint:
         _refuse(f"the plan is for {plan.problem_fingerprint!r}, not for {problem.fingerprint!r}")
     if plan.weight_names != tuple(weight.name for weight in problem.weights):
         _refuse("the plan's weights are not the problem's")
     if plan.call_names != tuple(call.name for call in problem.calls):
         _refuse("the plan's calls are not the problem's")
+    if plan.call_activations_nbytes != tuple(call.activations_nbytes for call in problem.calls):
+        _refuse("the plan's calls have other activations than the problem's")
     if plan.weight_nbytes and plan.weight_nbytes != tuple(weight.nbytes for weight in problem.weights):
         _refuse("the plan's weights have other sizes than the problem's")
 

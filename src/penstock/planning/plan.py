@@ -16,7 +16,7 @@ from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, 
 from penstock.planning.problem import Reserve, read_reserve
 from penstock.planning.slicing import Cut, read_cut
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 EAGER, PLANNED, LOCKSTEP, PRELOAD = "eager", "planned", "lockstep", "preload"
 PACINGS = (EAGER, PLANNED, LOCKSTEP, PRELOAD)
@@ -69,9 +69,10 @@ class Prediction:
         stall_seconds: the part of it in which no call computes.
         cold_seconds: the first pass, everything loaded in order of first use.
         streamed_nbytes: read in a warm pass, whole blocks.
-        peak_nbytes: arena, staging and reserve.
+        peak_nbytes: the most that arena, staging and reserve take at one time (see `memory`).
         lower_bound_seconds: what a warm pass of no plan within the budget can beat (see `bounds`).
         call_stall_seconds: how much of `stall_seconds` is spent before each call, in a late warm pass.
+        call_streamed_nbytes: the most bytes of streamed weights that are in the arena during each call of such a pass.
     """
 
     warm_seconds: float
@@ -81,6 +82,7 @@ class Prediction:
     peak_nbytes: int
     lower_bound_seconds: float
     call_stall_seconds: tuple[float, ...] = ()
+    call_streamed_nbytes: tuple[int, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -104,6 +106,7 @@ class Plan:
         loads: in load order, which is the order of first use.
         weight_names, call_names: of the problem, so that a plan can be read, and matched, by itself.
         weight_nbytes: likewise.
+        call_activations_nbytes: what the pass's own tensors take during each call.
     """
 
     version: int
@@ -123,6 +126,7 @@ class Plan:
     pacing: str = EAGER
     staging_nbytes: int = 0
     details: tuple[tuple[str, str], ...] = ()
+    call_activations_nbytes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """This plan as JSON text."""
@@ -160,6 +164,7 @@ class Plan:
             pacing=fields.choice("pacing", PACINGS),
             staging_nbytes=staging_nbytes,
             details=fields.items("details", _read_detail),
+            call_activations_nbytes=fields.items("call_activations_nbytes", _as_count),
         )
         fields.finish()
         return plan
@@ -207,6 +212,10 @@ class _Limits:
         return load
 
 
+def _as_count(value: object, path: str) -> int:
+    return as_integer(value, path, 0)
+
+
 def _read_detail(value: object, path: str) -> tuple[str, str]:
     if not isinstance(value, list) or len(value) != 2:
         raise PlanError(f"{path} is not a title and a text: make it again")
@@ -222,6 +231,7 @@ def _read_prediction(fields: Fields) -> Prediction:
         peak_nbytes=fields.integer("peak_nbytes", 0),
         lower_bound_seconds=fields.seconds("lower_bound_seconds"),
         call_stall_seconds=fields.items("call_stall_seconds", as_seconds),
+        call_streamed_nbytes=fields.items("call_streamed_nbytes", _as_count),
     )
     fields.finish()
     return prediction

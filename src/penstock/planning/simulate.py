@@ -13,6 +13,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from penstock.planning.memory import peak_nbytes
+from penstock.planning.occupancy import streamed_over_calls
 from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Load, Plan, Prediction
 from penstock.planning.problem import Problem
 from penstock.planning.staged import LockstepClock, StagedClock, Stages
@@ -158,14 +160,17 @@ def predict(problem: Problem, plan: Plan) -> Prediction:
     compute_seconds = problem.compute_seconds
     bound = max(compute_seconds, streamed_nbytes / problem.storage.bytes_per_second)
     warm_seconds = max(bound, steady_seconds(schedule, clock, _PASSES))
+    call_stall_seconds = _call_stalls(schedule, clock, row_stalls(problem, plan.rows))
+    call_streamed_nbytes = _call_streamed(problem, plan, schedule, clock)
     return Prediction(
         warm_seconds=warm_seconds,
         stall_seconds=warm_seconds - compute_seconds,
         cold_seconds=cold_seconds,
         streamed_nbytes=streamed_nbytes,
-        peak_nbytes=plan.arena_nbytes + plan.staging_nbytes + plan.reserve.total_nbytes,
+        peak_nbytes=peak_nbytes(plan),
         lower_bound_seconds=bound,
-        call_stall_seconds=_call_stalls(schedule, clock, row_stalls(problem, plan.rows)),
+        call_stall_seconds=call_stall_seconds,
+        call_streamed_nbytes=call_streamed_nbytes,
     )
 
 
@@ -274,6 +279,17 @@ def _with_copies(problem: Problem, plan: Plan, timeline: PassTimeline, ends: Seq
     speed = problem.storage.copy_bytes_per_second
     begins = (end - extent_nbytes(problem, load) / speed for end, load in zip(ends, plan.loads, strict=False))
     return replace(timeline, copy_begin=tuple(begins), copy_end=tuple(ends))
+
+
+def _call_streamed(problem: Problem, plan: Plan, schedule: Schedule, clock: AnyClock) -> tuple[int, ...]:
+    """The arena that streamed weights take during each call of the last pass on `clock`, which goes on for one more."""
+    extents, stalls = [extent_nbytes(problem, load) for load in plan.loads], row_stalls(problem, plan.rows)
+    timelines = []
+    for _ in range(2):
+        timeline = _pass_timeline(problem, clock, stalls, clock.load_ends, schedule.load_seconds)
+        timelines.append(_with_copies(problem, plan, timeline, clock.copy_ends))
+        clock.advance(schedule)
+    return streamed_over_calls(plan.loads, extents, *timelines)
 
 
 def _call_stalls(schedule: Schedule, clock: AnyClock, stalls: Sequence[float]) -> tuple[float, ...]:

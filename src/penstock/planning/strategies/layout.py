@@ -104,5 +104,6 @@ def finish(
         pacing=pacing,
         staging_nbytes=staging_nbytes,
         details=tuple(details),
+        call_activations_nbytes=tuple(call.activations_nbytes for call in problem.calls),
     )
     return replace(plan, prediction=predict(problem, plan))
