@@ -92,7 +92,14 @@ def make_problem(
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
     reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes + caution_nbytes)
-    storage = Storage(profile.bytes_per_second, profile.request_seconds, BLOCK_NBYTES, profile.copy_bytes_per_second)
+    storage = Storage(
+        profile.bytes_per_second,
+        profile.request_seconds,
+        BLOCK_NBYTES,
+        profile.copy_bytes_per_second,
+        profile.regain_bytes_per_second,
+        profile.page_nbytes,
+    )
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)

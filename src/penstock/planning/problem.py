@@ -13,7 +13,7 @@ from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 from penstock.planning.problem_checks import check_problem
 
-PROBLEM_VERSION = 3
+PROBLEM_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,19 @@ class Call:
 class Storage:
     """What a load costs: `requests * request_seconds` plus the bytes of its blocks over `bytes_per_second`.
 
-    Where a plan stages loads, a copy at `copy_bytes_per_second` comes after it.
+    Where a plan stages loads, a copy at `copy_bytes_per_second` comes after it. Bytes that lie where the plan has given
+    memory back to the system take `1 / regain_bytes_per_second` longer each: pages have to be obtained anew.
+
+    Attributes:
+        page_nbytes: in multiples of which, counted from the arena's begin, memory can be given back.
     """
 
     bytes_per_second: float
     request_seconds: float
     block_nbytes: int = 512
     copy_bytes_per_second: float = 1e10
+    regain_bytes_per_second: float = 1e10
+    page_nbytes: int = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +215,8 @@ def _read_storage(fields: Fields) -> Storage:
         request_seconds=fields.seconds("request_seconds"),
         block_nbytes=fields.integer("block_nbytes", 1),
         copy_bytes_per_second=fields.seconds("copy_bytes_per_second"),
+        regain_bytes_per_second=fields.seconds("regain_bytes_per_second"),
+        page_nbytes=fields.integer("page_nbytes", 1),
     )
     fields.finish()
     return storage
