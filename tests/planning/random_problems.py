@@ -61,7 +61,13 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
     return Problem(
         weights=items,
         calls=calls,
-        storage=Storage(draw(st.sampled_from([500.0, 2000.0, 20000.0])), draw(st.sampled_from([0.0, 0.01])), BLOCK),
+        storage=Storage(
+            draw(st.sampled_from([500.0, 2000.0, 20000.0])),
+            draw(st.sampled_from([0.0, 0.01])),
+            BLOCK,
+            regain_bytes_per_second=draw(st.sampled_from([3000.0, 1e10])),
+            page_nbytes=draw(st.sampled_from([BLOCK, 3 * BLOCK])),
+        ),
         budget_nbytes=1 + reserve.total_nbytes + int(share * total_nbytes),
         reserve=reserve,
         fingerprint="random",

@@ -61,6 +61,9 @@ def _peak(plan: Plan) -> list[str]:
     rows += [(kind, f"{format_size(nbytes):>12}") for kind, nbytes in over_time[call].by_kind.items() if nbytes]
     least = min(range(len(over_time)), key=lambda index: over_time[index].total_nbytes)
     rows.append(("all together", f"{format_size(over_time[call].total_nbytes):>12}"))
+    if plan.ebbs:
+        lent_nbytes = max(memory.lent_nbytes for memory in over_time)
+        rows.append(("lent", f"{format_size(lent_nbytes):>12} of the streaming space, in {len(plan.ebbs)} ebbs a pass"))
     rows.append(("least", f"{format_size(over_time[least].total_nbytes):>12} (during {plan.call_names[least]})"))
     return [f"  {title:<18}{text}" for title, text in rows]
 

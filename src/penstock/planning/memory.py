@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class CallMemory:
         streamed_nbytes: what is held of streamed weights, is there already or is just being loaded, in whole blocks.
         free_nbytes: what is left of the arena. It counts: the arena stays in memory whether weights lie in it or not.
         activations_nbytes: the pass's own tensors.
+        lent_nbytes: of the arena, what has gone back to the system for them (see `plan.Ebb`). It does not count.
         bookkeeping_nbytes: Python's objects, the kernels' workspace and the margin for both.
     """
 
@@ -36,6 +38,7 @@ class CallMemory:
     activations_nbytes: int
     io_nbytes: int
     bookkeeping_nbytes: int
+    lent_nbytes: int = 0
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -65,18 +68,29 @@ def memory_over_time(plan: Plan) -> tuple[CallMemory, ...]:
 def _calls(plan: Plan) -> Iterator[CallMemory]:
     sizes, reserve = dict(enumerate(plan.weight_nbytes)), plan.reserve
     resident_nbytes = sum(sizes.get(slot.weight, 0) for slot in plan.resident)
+    lent = _lent(plan)
     streamed, activations = plan.prediction.call_streamed_nbytes, plan.call_activations_nbytes
     for call in range(len(plan.call_names)):
         streamed_nbytes = streamed[call] if call < len(streamed) else 0
         yield CallMemory(
             resident_nbytes=resident_nbytes,
             streamed_nbytes=streamed_nbytes,
-            free_nbytes=max(plan.arena_nbytes - resident_nbytes - streamed_nbytes, 0),
+            free_nbytes=max(plan.arena_nbytes - lent[call] - resident_nbytes - streamed_nbytes, 0),
             staging_nbytes=plan.staging_nbytes,
             activations_nbytes=activations[call] if call < len(activations) else reserve.activations_nbytes,
             io_nbytes=reserve.io_nbytes,
             bookkeeping_nbytes=reserve.bookkeeping_nbytes,
+            lent_nbytes=lent[call],
         )
+
+
+def _lent(plan: Plan) -> list[int]:
+    """The bytes of the arena that have gone back to the system, during each call."""
+    change = [0] * (len(plan.call_names) + 1)
+    for ebb in plan.ebbs:
+        change[ebb.first_call] += ebb.nbytes
+        change[ebb.last_call + 1] -= ebb.nbytes
+    return list(accumulate(change[:-1]))
 
 
 def peak_call(plan: Plan) -> int | None:

@@ -61,6 +61,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Ebb:
+    """Part of the arena that activations get while they are large: its memory goes back to the system.
+
+    It begins when call `first_call` does, with the pass if that is the first one, and ends when the call behind
+    `last_call` begins, or with the pass. Nothing lies there in between.
+
+    Attributes:
+        offset: its first byte in the arena; `nbytes` are from there on. Both are multiples of `Storage.page_nbytes`.
+    """
+
+    offset: int
+    nbytes: int
+    first_call: int
+    last_call: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the simulation says of a plan.
 
@@ -106,6 +123,7 @@ class Plan:
         loads: in load order, which is the order of first use.
         weight_names, call_names: of the problem, so that a plan can be read, and matched, by itself.
         weight_nbytes: likewise.
+        ebbs: where the arena's memory goes to activations for a while, in order of first call.
         call_activations_nbytes: what the pass's own tensors take during each call.
     """
 
@@ -127,6 +145,7 @@ class Plan:
     staging_nbytes: int = 0
     details: tuple[tuple[str, str], ...] = ()
     call_activations_nbytes: tuple[int, ...] = ()
+    ebbs: tuple[Ebb, ...] = ()
 
     def to_json(self) -> str:
         """This plan as JSON text."""
@@ -165,6 +184,7 @@ class Plan:
             staging_nbytes=staging_nbytes,
             details=fields.items("details", _read_detail),
             call_activations_nbytes=fields.items("call_activations_nbytes", _as_count),
+            ebbs=fields.items("ebbs", limits.read_ebb),
         )
         fields.finish()
         return plan
@@ -210,6 +230,17 @@ class _Limits:
         )
         fields.finish()
         return load
+
+    def read_ebb(self, value: object, path: str) -> Ebb:
+        fields = Fields(value, path)
+        ebb = Ebb(
+            offset=fields.integer("offset", 0, self.arena_nbytes),
+            nbytes=fields.integer("nbytes", 1, self.arena_nbytes),
+            first_call=fields.integer("first_call", 0, self.call_count - 1),
+            last_call=fields.integer("last_call", 0, self.call_count - 1),
+        )
+        fields.finish()
+        return ebb
 
 
 def _as_count(value: object, path: str) -> int:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from penstock.planning.memory import peak_nbytes
 from penstock.planning.occupancy import streamed_over_calls
-from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Load, Plan, Prediction
+from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Ebb, Load, Plan, Prediction
 from penstock.planning.problem import Problem
+from penstock.planning.regain import regained_nbytes
 from penstock.planning.staged import LockstepClock, StagedClock, Stages
 from penstock.planning.timeline import PassTimeline, Timeline
 
@@ -116,7 +117,14 @@ def row_stalls(problem: Problem, rows: Collection[int]) -> list[float]:
     ]
 
 
-def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int]) -> Schedule:
+def all_seconds(problem: Problem, loads: Sequence[Load], ebbs: Sequence[Ebb]) -> list[float]:
+    """How long the storage needs for each of a plan's loads, pages that have ebbed away included."""
+    regained = regained_nbytes(problem, loads, ebbs)
+    per_byte = 1 / problem.storage.regain_bytes_per_second
+    return [part_seconds(problem, load) + per_byte * nbytes for load, nbytes in zip(loads, regained, strict=True)]
+
+
+def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int], ebbs: Sequence[Ebb] = ()) -> Schedule:
     """The flat numbers of a pass in which all residents are there."""
     count = len(problem.calls)
     needed = [0] * count
@@ -125,7 +133,7 @@ def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int]) 
     return Schedule(
         call_seconds=_call_seconds(problem, rows),
         needed=needed,
-        load_seconds=[part_seconds(problem, load) for load in loads],
+        load_seconds=all_seconds(problem, loads, ebbs),
         release=[_release(load, count) for load in loads],
         order=range(len(loads)),
     )
@@ -135,7 +143,7 @@ def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
     """Run `passes` passes of a plan, the first one cold. The plan must be one that `check` accepts for the problem."""
     clock = _clock(problem, plan)
     cold, resident_position, load_position = _cold_schedule(problem, plan)
-    warm = warm_schedule(problem, plan.loads, plan.rows)
+    warm = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
     stalls = row_stalls(problem, plan.rows)
     timelines = []
     resident_end: tuple[float, ...] = ()
@@ -155,7 +163,7 @@ def predict(problem: Problem, plan: Plan) -> Prediction:
     clock = _clock(problem, plan)
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute
-    schedule = warm_schedule(problem, plan.loads, plan.rows)
+    schedule = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
     streamed_nbytes = sum(extent_nbytes(problem, load) for load in plan.loads)
     compute_seconds = problem.compute_seconds
     bound = max(compute_seconds, streamed_nbytes / problem.storage.bytes_per_second)
@@ -242,12 +250,10 @@ def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], l
     entries.sort()
     needed = [0] * count
     positions: tuple[list[int], list[int]] = ([0] * len(plan.resident), [0] * len(plan.loads))
-    durations, release = [], []
+    durations, release, of_loads = [], [], all_seconds(problem, plan.loads, plan.ebbs)
     for position, (first_call, kind, index) in enumerate(entries):
         positions[kind][index] = position
-        durations.append(
-            part_seconds(problem, plan.loads[index]) if kind else load_seconds(problem, plan.resident[index].weight)
-        )
+        durations.append(of_loads[index] if kind else load_seconds(problem, plan.resident[index].weight))
         release.append(_release(plan.loads[index], count) if kind else 2 * count)
         first_call = plan.loads[index].first_call if kind else first_call
         if first_call < count:

@@ -37,5 +37,5 @@ def _at(plan: Plan, about: CallMemory, present: Occupancy) -> CallMemory:
         about,
         resident_nbytes=present.resident_nbytes,
         streamed_nbytes=present.streamed_nbytes,
-        free_nbytes=plan.arena_nbytes - taken_nbytes,
+        free_nbytes=max(plan.arena_nbytes - about.lent_nbytes - taken_nbytes, 0),
     )
