@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError, PlanError
-from penstock.planning import Call, Load, Plan, Problem, Reserve, Slot, check, make_plan
+from penstock.planning import Call, Ebb, Load, Plan, Problem, Reserve, Slot, check, make_plan
 
 from .ebbing import ring_plan
 from .random_problems import BLOCK, chain, problems
@@ -326,7 +326,7 @@ def test_what_lies_where_memory_is_given_back_is_caught() -> None:
     index = next(index for index, load in enumerate(plan.loads) if load.offset == ebb.offset)
     last_call = plan.loads[index].last_call
     with pytest.raises(PlanError, match="gives bytes back while"):
-        check(_roomy(problem), replace(_roomy(plan), ebbs=(replace(ebb, first_call=last_call, last_call=last_call),)))
+        check(_roomy(problem), replace(_roomy(plan), ebbs=(Ebb(ebb.offset, 4096, last_call, last_call),)))
     early = replace(plan.loads[index], after_call=ebb.last_call - 1)
     loads = (*plan.loads[:index], early, *plan.loads[index + 1 :])
     with pytest.raises(PlanError, match="gives bytes back while"):
