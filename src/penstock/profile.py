@@ -97,8 +97,8 @@ def make_problem(
         profile.request_seconds,
         BLOCK_NBYTES,
         profile.copy_bytes_per_second,
-        profile.regain_bytes_per_second,
-        profile.page_nbytes,
+        regain_bytes_per_second=profile.regain_bytes_per_second,
+        page_nbytes=profile.page_nbytes,
     )
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()

@@ -87,6 +87,15 @@ def test_a_predicted_peak_that_leaves_something_out_is_caught(plan: Plan) -> Non
         check(_problem(), replace(plan, prediction=replace(plan.prediction, peak_nbytes=plan.arena_nbytes - 1)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [({"peak_nbytes": 5 * 4096 + 1}, "exceeds the budget"), ({"call_streamed_nbytes": (0, 1 << 20)}, "arena")],
+)
+def test_a_prediction_of_more_than_there_is_is_caught(plan: Plan, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(PlanError, match=match):
+        check(_problem(), replace(plan, prediction=replace(plan.prediction, **changes)))
+
+
 def test_overlapping_residents_are_caught(plan: Plan) -> None:
     first, second, *others = plan.resident
     moved = Slot(second.weight, first.offset)

@@ -122,6 +122,10 @@ def _check_budget(problem: Problem, plan: Plan) -> None:
             f"an arena of {plan.arena_nbytes - lent_nbytes} bytes, staging of {plan.staging_nbytes} and a reserve of "
             f"{reserve_nbytes} do not fit the budget of {plan.budget_nbytes}"
         )
+    if plan.prediction.peak_nbytes > plan.budget_nbytes:
+        _refuse(f"the predicted peak of {plan.prediction.peak_nbytes} bytes exceeds the budget of {plan.budget_nbytes}")
+    if max(plan.prediction.call_streamed_nbytes, default=0) > plan.arena_nbytes:
+        _refuse(f"more streamed weights are predicted than the arena of {plan.arena_nbytes} bytes holds")
     if plan.prediction.peak_nbytes < taken_nbytes:
         _refuse(f"the predicted peak of {plan.prediction.peak_nbytes} bytes leaves out part of arena and reserve")
 

@@ -15,13 +15,17 @@ from penstock.planning.simulate import predict
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Addresses and release moments (see `ring`) of streamed uses, and of ebbs, within a region of the arena."""
+    """Addresses and release moments (see `ring`) of streamed uses, and of ebbs, within a region of the arena.
+
+    Attributes:
+        ebbs: those among the uses whose weight is `ebbs.NOTHING`.
+    """
 
     uses: Sequence[Use]
     starts: Sequence[int]
-    extents: Sequence[int]
     moments: Sequence[int]
     region_nbytes: int
+    ebbs: Sequence[Ebb] = ()
 
 
 def lay_out(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int) -> Layout | None:
@@ -93,7 +97,9 @@ def lay_out_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbyt
 def _release(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], call_count: int) -> Layout:
     region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
     moments = release_moments(uses, extents, starts, region_nbytes, call_count)
-    return Layout(uses, starts, extents, moments, region_nbytes)
+    placed = zip(uses, starts, extents, strict=True)
+    ebbs = [Ebb(start, nbytes, use.first, use.last) for use, start, nbytes in placed if use.weight == NOTHING]
+    return Layout(uses, starts, moments, region_nbytes, ebbs)
 
 
 def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: Sequence[int], layout: Layout) -> Plan:
@@ -105,7 +111,7 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
         rows,
         list_loads(problem, layout),
         layout.region_nbytes,
-        ebbs=list_ebbs_of(layout),
+        ebbs=layout.ebbs,
     )
 
 
@@ -125,12 +131,6 @@ def list_loads(problem: Problem, layout: Layout) -> list[Load]:
         for use, start, moment in zip(layout.uses, layout.starts, layout.moments, strict=True)
         if use.weight != NOTHING
     ]
-
-
-def list_ebbs_of(layout: Layout) -> list[Ebb]:
-    """The ebbs among the uses."""
-    placed = zip(layout.uses, layout.starts, layout.extents, strict=True)
-    return [Ebb(start, nbytes, use.first, use.last) for use, start, nbytes in placed if use.weight == NOTHING]
 
 
 def finish(
