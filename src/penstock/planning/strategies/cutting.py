@@ -1,8 +1,9 @@
-"""Which weights to cut: those whose loads are long beside a pass, or that would not fit, into slices of about one size."""
+"""Which weights to cut: those whose loads are long beside a pass, or that would not fit. Slices are of about one size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from penstock.planning.lifetimes import largest_live_nbytes, list_uses
 from penstock.planning.problem import Problem
@@ -34,14 +35,14 @@ def _most_feasible_nbytes(problem: Problem) -> int:
     uses = [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
     capacity = limit_nbytes = capacity_nbytes(problem)
     while limit_nbytes > 0:
-        limit = limit_nbytes
-        if largest_live_nbytes(problem, uses, extent_nbytes=lambda weight: _extent(problem, weight, limit)) <= capacity:
+        extent_nbytes = partial(_extent, problem, limit_nbytes)
+        if largest_live_nbytes(problem, uses, extent_nbytes=extent_nbytes) <= capacity:
             return limit_nbytes
         limit_nbytes //= 2
     return 0  # as fine as can be
 
 
-def _extent(problem: Problem, index: int, limit_nbytes: int) -> int:
+def _extent(problem: Problem, limit_nbytes: int, index: int) -> int:
     """What the largest slice of a weight may take, wherever in its block it begins."""
     weight, block = problem.weights[index], problem.storage.block_nbytes
     count = _slices(problem, index, limit_nbytes)
