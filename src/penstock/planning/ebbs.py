@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from penstock.planning import lifetimes
 from penstock.planning.lifetimes import Use, list_uses
 from penstock.planning.problem import Problem
 from penstock.planning.slicing import finest_extent_nbytes
@@ -106,12 +105,17 @@ def needed_nbytes(problem: Problem, *, sliced: bool) -> int:
     No plan needs less than the weights, activations and the rest of that call. This is so many bytes more as it takes
     to give whole pages back, less than `page_nbytes`, and is what `lay_out_ebbing` of `layout` goes with.
     """
-    without_ebbs = lifetimes.needed_nbytes(problem, sliced=sliced)
+    return needed_with(problem, partial(finest_extent_nbytes, problem) if sliced else problem.extent_nbytes)
+
+
+def needed_with(problem: Problem, extent_nbytes: Callable[[int], int]) -> int:
+    """The same where weights, by index, take as much of the arena at once as `extent_nbytes` says."""
+    uses = streamable_uses(problem)
+    reserve, page = problem.reserve, page_nbytes(problem)
+    live = live_nbytes(problem, uses, extent_nbytes)
+    without_ebbs = max(1, reserve.total_nbytes + max(live, default=0))
     if not knows_activations(problem):
         return without_ebbs
-    page, reserve = page_nbytes(problem), problem.reserve
-    extent_nbytes = partial(finest_extent_nbytes, problem) if sliced else problem.extent_nbytes
-    live = live_nbytes(problem, streamable_uses(problem), extent_nbytes)
     most_nbytes = max(
         (call.activations_nbytes + -(-nbytes // page) * page for call, nbytes in zip(problem.calls, live, strict=True)),
         default=0,

@@ -6,11 +6,13 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from penstock.planning.lifetimes import Use, largest_live_nbytes, list_uses
+from penstock.planning.ebbs import EbbStay
+from penstock.planning.lifetimes import Use, list_uses
 from penstock.planning.problem import Problem
-from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_parts
+from penstock.planning.ring import place_alternating, release_parts
 from penstock.planning.simulate import Clock, Schedule, row_stalls
 from penstock.planning.strategies.chunks import Chunk, split, whole
+from penstock.planning.strategies.ebbing import Ebbing
 from penstock.planning.strategies.fifo import Stream, estimate_seconds
 
 STORAGE_SLOWDOWN = 2.0
@@ -31,7 +33,8 @@ class Candidate:
         score: the same, plus a share of the seconds with slower storage.
         streamed_seconds: that the storage is busy in one pass.
         residents: weights that stay, beside those that stay in every candidate.
-        uses, starts, chunks: what streams, where it lies in the region, and in which loads it comes.
+        uses, extents, starts, chunks: what streams, and ebbs; the bytes that it takes, where in the region they begin,
+            and in which loads it comes.
         stalls: seconds that each call waits, by call.
     """
 
@@ -40,6 +43,7 @@ class Candidate:
     streamed_seconds: float
     residents: frozenset[int]
     uses: Sequence[Use]
+    extents: Sequence[int]
     starts: Sequence[int]
     chunks: Sequence[Chunk]
     region_nbytes: int
@@ -62,12 +66,20 @@ class Bench:
     """
 
     def __init__(
-        self, problem: Problem, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int], *, merged: bool
+        self,
+        problem: Problem,
+        capacity_nbytes: int,
+        fixed: Collection[int],
+        rows: Collection[int],
+        *,
+        merged: bool,
+        stays: Sequence[EbbStay] = (),
     ) -> None:
         self._problem = problem
         self.call_count = len(problem.calls)
         self.capacity_nbytes = capacity_nbytes
         excluded = {*fixed, *rows}
+        self._fixed_nbytes = sum(problem.extent_nbytes(weight) for weight in fixed)
         self.uses = [use for use in list_uses(problem, merged=merged) if use.weight not in excluded]
         self.extent = {use.weight: problem.extent_nbytes(use.weight) for use in self.uses}
         self.extents = [self.extent[use.weight] for use in self.uses]
@@ -79,11 +91,12 @@ class Bench:
         stalls = row_stalls(problem, rows)
         self.call_seconds = [call.seconds + stall for call, stall in zip(problem.calls, stalls, strict=True)]
         self.bytes_per_second = problem.storage.bytes_per_second
+        self._ebbing = Ebbing(problem, stays)
         self._tried: dict[frozenset[int], Candidate | None] = {}
 
     def least_region_nbytes(self, residents: Collection[int]) -> int:
         """What streaming all but `residents` takes at least."""
-        return largest_live_nbytes(self._problem, self.uses, residents)
+        return self._ebbing.least_nbytes([use for use in self.uses if use.weight not in residents])
 
     def nbytes(self, weight: int) -> int:
         """Of the weight itself."""
@@ -103,7 +116,9 @@ class Bench:
             [self.extents[index] for index in kept],
             [self.seconds[index] for index in kept],
         )
-        return estimate_seconds(stream, region_nbytes, self._call_seconds(stream.uses, stream.seconds))
+        return estimate_seconds(
+            stream, region_nbytes - self._ebbing.mean_nbytes, self._call_seconds(stream.uses, stream.seconds)
+        )
 
     def try_residents(self, residents: frozenset[int]) -> Candidate | None:
         """The candidate that keeps `residents`, or None if the rest of the capacity cannot hold what streams then."""
@@ -113,9 +128,8 @@ class Bench:
 
     def try_least(self) -> Candidate:
         """The candidate that streams everything in the least space. Only for uses that are not merged."""
-        stack = place_stack(self.uses, self.extents)
-        ways = self._ways(self.uses, self.extents, stack)
-        return self._candidate(frozenset(), min(ways, key=lambda way: way.seconds))
+        stack = self._ebbing.place_stack(self.uses, self.extents, self._fixed_nbytes)
+        return self._candidate(frozenset(), min(self._ways(*stack), key=lambda way: way.seconds))
 
     def _try(self, residents: frozenset[int]) -> Candidate | None:
         region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
@@ -124,14 +138,14 @@ class Bench:
         if region_nbytes < max(extents, default=0):
             return None
         placed = []
-        ring = place_earliest(uses, extents, region_nbytes, self.call_count)
+        ring = self._ebbing.place_earliest(uses, extents, region_nbytes)
         if ring is not None:
             placed.append(ring)
-        least_nbytes = largest_live_nbytes(self._problem, uses)
-        if least_nbytes <= region_nbytes < _TIGHT * least_nbytes:
+        least_nbytes = self._ebbing.least_nbytes(uses)
+        if not self._ebbing.stays and least_nbytes <= region_nbytes < _TIGHT * least_nbytes:
             blocks_nbytes = region_nbytes - region_nbytes % self._problem.storage.block_nbytes
-            placed.append(place_alternating(uses, extents, blocks_nbytes))
-        ways = [way for starts in placed for way in self._ways(uses, extents, starts)]
+            placed.append((uses, extents, place_alternating(uses, extents, blocks_nbytes)))
+        ways = [way for placement in placed for way in self._ways(*placement)]
         return self._candidate(residents, min(ways, key=lambda way: way.seconds)) if ways else None
 
     def _ways(self, uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int]) -> list[_Way]:
@@ -143,14 +157,19 @@ class Bench:
         moments = [max(moment for _, moment in pieces) for pieces in parts]
         if any(moment >= use.first for moment, use in zip(moments, uses, strict=True)):
             return []
-        ways = [whole(extents, moments)]
+        ways = [whole(uses, extents, moments)]
         chunks = split(self._problem, uses, starts, parts)
-        if len(chunks) > len(uses):
+        if len(chunks) > len(ways[0]):
             ways.append(chunks)
-        return [self._simulate(uses, starts, region_nbytes, chunks) for chunks in ways]
+        return [self._simulate(uses, extents, starts, region_nbytes, chunks) for chunks in ways]
 
     def _simulate(
-        self, uses: Sequence[Use], starts: Sequence[int], region_nbytes: int, chunks: Sequence[Chunk]
+        self,
+        uses: Sequence[Use],
+        extents: Sequence[int],
+        starts: Sequence[int],
+        region_nbytes: int,
+        chunks: Sequence[Chunk],
     ) -> _Way:
         seconds = [self._seconds(uses[chunk.use].weight, chunk.end - chunk.begin) for chunk in chunks]
         release = [max(chunk.moment, -self.call_count) + self.call_count for chunk in chunks]
@@ -160,7 +179,7 @@ class Bench:
         calls = self._call_seconds((uses[chunk.use] for chunk in chunks), seconds)
         schedule = Schedule(calls, needed, seconds, release)
         warm, stalls = self._warm_seconds(schedule)
-        return _Way(warm, stalls, schedule, uses, starts, chunks, region_nbytes)
+        return _Way(warm, stalls, schedule, uses, extents, starts, chunks, region_nbytes)
 
     def _candidate(self, residents: frozenset[int], way: _Way) -> Candidate:
         slower = replace(way.schedule, load_seconds=[STORAGE_SLOWDOWN * load for load in way.schedule.load_seconds])
@@ -171,6 +190,7 @@ class Bench:
             streamed_seconds=math.fsum(way.schedule.load_seconds),
             residents=residents,
             uses=way.uses,
+            extents=way.extents,
             starts=way.starts,
             chunks=way.chunks,
             region_nbytes=way.region_nbytes,
@@ -212,6 +232,7 @@ class _Way:
     stalls: Sequence[float]
     schedule: Schedule
     uses: Sequence[Use]
+    extents: Sequence[int]
     starts: Sequence[int]
     chunks: Sequence[Chunk]
     region_nbytes: int

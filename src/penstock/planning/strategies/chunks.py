@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from penstock.planning.ebbs import NOTHING
 from penstock.planning.lifetimes import Use
 from penstock.planning.plan import Load
 from penstock.planning.problem import Problem
@@ -35,6 +36,8 @@ def split(
     """The loads of uses that lie at `starts`, whose space is free in `parts` (see `ring.release_parts`), in order."""
     chunks: list[Chunk] = []
     for index, (use, start, pieces) in enumerate(zip(uses, starts, parts, strict=True)):
+        if use.weight == NOTHING:
+            continue
         if len(pieces) == 1 or problem.weights[use.weight].is_moved:
             chunks.append(Chunk(index, 0, pieces[-1][0] - start, max(moment for _, moment in pieces)))
         else:
@@ -42,9 +45,13 @@ def split(
     return chunks
 
 
-def whole(extents: Sequence[int], moments: Sequence[int]) -> list[Chunk]:
-    """One load for each use."""
-    return [Chunk(index, 0, extents[index], moments[index]) for index in range(len(extents))]
+def whole(uses: Sequence[Use], extents: Sequence[int], moments: Sequence[int]) -> list[Chunk]:
+    """One load for each use that is no ebb."""
+    return [
+        Chunk(index, 0, nbytes, moment)
+        for index, (use, nbytes, moment) in enumerate(zip(uses, extents, moments, strict=True))
+        if use.weight != NOTHING
+    ]
 
 
 def list_loads(problem: Problem, uses: Sequence[Use], starts: Sequence[int], chunks: Sequence[Chunk]) -> list[Load]:

@@ -1,14 +1,13 @@
-"""Which weights to cut: those whose loads are long beside a pass, or that would not fit. Slices are of about one size."""
+"""Which weights to cut, into slices of about one size: those whose loads are long beside a pass, or do not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 
-from penstock.planning.lifetimes import largest_live_nbytes, list_uses
+from penstock.planning.ebbs import needed_with
 from penstock.planning.problem import Problem
 from penstock.planning.slicing import SLICE_NBYTES, Cut, Divided, cut_evenly, divide, slice_limit
-from penstock.planning.strategies.whole import capacity_nbytes
 
 _SHARES = (0.01, 0.005)
 """Of a pass, what loading a slice takes. The streaming region holds about two slices, whose memory keeps no resident;
@@ -32,11 +31,9 @@ def list_divisions(problem: Problem, pass_seconds: float) -> Iterator[tuple[tupl
 
 def _most_feasible_nbytes(problem: Problem) -> int:
     """A size of slices, the largest or half of it, with which the problem has a plan."""
-    uses = [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
-    capacity = limit_nbytes = capacity_nbytes(problem)
+    limit_nbytes = problem.budget_nbytes
     while limit_nbytes > 0:
-        extent_nbytes = partial(_extent, problem, limit_nbytes)
-        if largest_live_nbytes(problem, uses, extent_nbytes=extent_nbytes) <= capacity:
+        if needed_with(problem, partial(_extent, problem, limit_nbytes)) <= problem.budget_nbytes:
             return limit_nbytes
         limit_nbytes //= 2
     return 0  # as fine as can be

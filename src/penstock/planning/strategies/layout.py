@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from penstock.planning.ebbs import NOTHING, EbbStay, capacity_nbytes, page_nbytes, skyline
+from penstock.planning.ebbs import NOTHING, EbbStay
 from penstock.planning.lifetimes import Use
 from penstock.planning.plan import EAGER, PLAN_VERSION, Ebb, Load, Plan, Prediction, Slot
 from penstock.planning.problem import Problem
@@ -13,6 +13,7 @@ from penstock.planning.ring import place_alternating, place_earliest, place_stac
 from penstock.planning.simulate import predict
 from penstock.planning.strategies.chunks import Chunk
 from penstock.planning.strategies.chunks import list_loads as load_chunks
+from penstock.planning.strategies.ebbing import Ebbing, place_ebbing
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,8 @@ def lay_out_around(
 
     Of the region, whole pages count.
     """
-    page, count = page_nbytes(problem), len(problem.calls)
-    region_nbytes -= region_nbytes % page
-    heights = [region_nbytes] * count
-    for stay in stays:
-        for call in range(stay.first, stay.last + 1):
-            heights[call] -= stay.nbytes
-    if min(heights, default=0) < 0:
-        return None
-    placed = [(use, nbytes, -1) for use, nbytes in zip(uses, extents, strict=True)]
-    placed += [(use, end - begin, begin) for use, begin, end in skyline(heights, region_nbytes)]
-    placed.sort(key=lambda item: item[0].first)  # stable: what is loaded for a call comes before what ebbs with it
-    fixed = {index: begin for index, (_, _, begin) in enumerate(placed) if begin >= 0}
-    both, all_nbytes = [use for use, _, _ in placed], [nbytes for _, nbytes, _ in placed]
-    starts = place_earliest(both, all_nbytes, region_nbytes, count, fixed=fixed)
-    return None if starts is None else _release(both, all_nbytes, starts, count)
+    placed = Ebbing(problem, stays).place_earliest(uses, extents, region_nbytes)
+    return None if placed is None else _release(*placed, len(problem.calls))
 
 
 def lay_out_ebbing(
@@ -74,21 +62,7 @@ def lay_out_ebbing(
 
     Works for all streamable uses in any budget from `ebbs.needed_nbytes` on, beside residents in so much more.
     """
-    page, starts = page_nbytes(problem), place_stack(uses, extents)
-    top_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
-    room = [capacity_nbytes(problem, call) - resident_nbytes for call in range(len(problem.calls))]
-    placed = list(zip(uses, starts, extents, strict=True))
-    if min(room, default=0) < top_nbytes:
-        region_nbytes = -(-top_nbytes // page) * page
-        heights = [min(nbytes // page * page, region_nbytes) for nbytes in room]
-        placed += [(use, begin, end - begin) for use, begin, end in skyline(heights, region_nbytes)]
-        placed.sort(key=lambda item: item[0].first)
-    return _release(
-        [use for use, _, _ in placed],
-        [nbytes for _, _, nbytes in placed],
-        [start for _, start, _ in placed],
-        len(problem.calls),
-    )
+    return _release(*place_ebbing(problem, uses, extents, resident_nbytes), len(problem.calls))
 
 
 def lay_out_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int) -> Layout:
@@ -99,9 +73,13 @@ def lay_out_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbyt
 def _release(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], call_count: int) -> Layout:
     region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
     moments = release_moments(uses, extents, starts, region_nbytes, call_count)
+    return Layout(uses, starts, moments, region_nbytes, list_ebbs(uses, extents, starts))
+
+
+def list_ebbs(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int]) -> list[Ebb]:
+    """The ebbs among placed uses."""
     placed = zip(uses, starts, extents, strict=True)
-    ebbs = [Ebb(start, nbytes, use.first, use.last) for use, start, nbytes in placed if use.weight == NOTHING]
-    return Layout(uses, starts, moments, region_nbytes, ebbs)
+    return [Ebb(start, nbytes, use.first, use.last) for use, start, nbytes in placed if use.weight == NOTHING]
 
 
 def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: Sequence[int], layout: Layout) -> Plan:

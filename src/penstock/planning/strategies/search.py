@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from penstock.planning.ebbs import NOTHING
 from penstock.planning.strategies.candidates import Bench, Candidate
 from penstock.planning.strategies.diffusion import Spreader
 
@@ -108,11 +109,12 @@ class Search:
         bench = self._bench
         for _ in range(trials):
             best = self._best
-            if best is None or not best.uses or best.seconds <= self._goal:
+            streamed = [use for use in best.uses if use.weight != NOTHING] if best is not None else []
+            if best is None or not streamed or best.seconds <= self._goal:
                 return
             residents = set(best.residents)
             stalled = draw.choices(range(len(best.stalls)), [max(stall, 1e-12) for stall in best.stalls])[0]
-            before = [use.weight for use in best.uses if use.first <= stalled] or [use.weight for use in best.uses]
+            before = [use.weight for use in streamed if use.first <= stalled] or [use.weight for use in streamed]
             coming = draw.choice(before[-_NEAR:])
             if draw.random() < 0.8:
                 residents.add(coming)
