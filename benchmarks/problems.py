@@ -37,6 +37,7 @@ def trace_without_weights(model: Model) -> Workload:
         activations_nbytes=trace.activations_nbytes,
         fixed_nbytes=sum(buffer.numel() * buffer.element_size() for buffer in module.buffers()),
         moved=to_realign(weights, trace.single_row),
+        place=root(),
     )
 
 

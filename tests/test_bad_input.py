@@ -459,7 +459,7 @@ def test_other_devices_are_refused(module: nn.Module) -> None:
 
 
 def test_an_unknown_strategy_is_refused(module: nn.Module, expected: torch.Tensor) -> None:
-    with pytest.raises(penstock.PlanError, match="balanced"):
+    with pytest.raises(penstock.PlanError, match="optimal"):
         penstock.stream(module, budget="64MiB", strategy="best")
     assert is_untouched(module)
     assert equal(run(module), expected)

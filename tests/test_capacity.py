@@ -24,7 +24,7 @@ from penstock.errors import PenstockError, StorageError
 from penstock.planning import Plan, Problem
 from penstock.planning.kinds import SLOWDOWNS
 from penstock.planning.strategies import registry
-from penstock.planning.strategies.balanced import Balanced
+from penstock.planning.strategies.optimal import Optimal
 from penstock.slowdown import LOAD_SHARES, Effort, Sample, measure_slowdowns
 
 from .measuring import few_operators, measure_little
@@ -75,7 +75,7 @@ def test_every_operator_is_measured_beside_loads_of_every_rate_and_without(folde
 def test_what_was_measured_is_kept_for_the_strategy_that_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert capacity_for("flashmem", folder) is None
     found = measure_capacity(folder)
-    assert capacity_for("balanced", folder) is None
+    assert capacity_for("optimal", folder) is None
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert capacity_for("flashmem", folder) == found
 
@@ -225,7 +225,7 @@ def test_operators_do_what_they_are_said_to_do() -> None:
             assert counter.get_total_flops() == operator.flops
 
 
-class Recording(Balanced):
+class Recording(Optimal):
     """A strategy that remembers its problems, under the name of one that asks for load capacity."""
 
     name = "flashmem"

@@ -35,7 +35,7 @@ def test_every_snippet_runs(
         exec(compile(snippet, "README.md", "exec"), names)
     names.clear()
     told = capsys.readouterr().out
-    assert "Plan (balanced) for a budget of 16.0 MiB" in told
+    assert "Plan (optimal) for a budget of 16.0 MiB" in told
     assert re.search(r"give it \d+ bytes", told)
 
 

@@ -31,6 +31,12 @@ TINY_NBYTES = 32 << 10
 SLICE_SECONDS = 1e-4
 """What each slice of a layer takes beyond its share: hooks, a copy of its part of the result, a kernel's begin."""
 
+LOAD_COMPUTE_SECONDS = 1e-4
+"""What computing loses to each load, however small, in waking a reader and binding a weight."""
+
+READ_COMPUTE_SHARE = 0.04
+"""What it loses besides, of the seconds that storage is busy: 0.05 s of processor time per GB, on two cores."""
+
 MEASURABLE_NBYTES = 8 << 20
 """Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
 
@@ -97,6 +103,8 @@ def make_problem(
         profile.request_seconds,
         BLOCK_NBYTES,
         profile.copy_bytes_per_second,
+        LOAD_COMPUTE_SECONDS,
+        READ_COMPUTE_SHARE,
         regain_bytes_per_second=profile.regain_bytes_per_second,
         page_nbytes=profile.page_nbytes,
     )

@@ -5,10 +5,10 @@ from penstock.planning.strategies import names
 from .strategy import StrategyConformance
 
 
-class TestBalanced(StrategyConformance):
+class TestOptimal(StrategyConformance):
     @property
     def name(self) -> str:
-        return "balanced"
+        return "optimal"
 
 
 class TestAuto(StrategyConformance):

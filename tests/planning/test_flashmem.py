@@ -157,7 +157,8 @@ def _with_capacity(problem: Problem, load_nbytes: int) -> Problem:
 @given(problems(budget_from=0.1), st.sampled_from([64, 128, 320]))
 @settings(max_examples=100, deadline=None)
 def test_chunks_join_on_blocks_wherever_a_weight_begins(problem: Problem, chunk_nbytes: int) -> None:
-    strategy = FlashMem(chunk_nbytes=chunk_nbytes, lam=0.8, capacity_nbytes=[chunk_nbytes] * len(problem.calls))
+    strategy = FlashMem(chunk_nbytes=chunk_nbytes, lam=0.8)
+    problem = _with_capacity(problem, chunk_nbytes)
     if problem.budget_nbytes >= strategy.needed_nbytes(problem):
         check(problem, strategy.plan(problem))
 

@@ -80,7 +80,7 @@ def test_an_overhead_is_kept_with_less_memory_than_there_is(name: str) -> None:
     check(problem, plan)
 
 
-@pytest.mark.parametrize("name", ["two-stage", "asynchronous", "swapnet", "balanced"])
+@pytest.mark.parametrize("name", ["two-stage", "asynchronous", "swapnet", "optimal"])
 def test_a_tenth_less_memory_would_not_keep_the_overhead(name: str) -> None:
     problem = replace(
         _problem(), calls=tuple(replace(c, seconds=c.seconds * (1 + i % 3)) for i, c in enumerate(_problem().calls))
@@ -97,7 +97,7 @@ def test_a_tenth_less_memory_would_not_keep_the_overhead(name: str) -> None:
 def test_more_overhead_takes_no_more_memory() -> None:
     problem = _problem()
     budgets = [
-        make_plan(problem, "balanced", options=PlanOptions(max_overhead=share)).budget_nbytes
+        make_plan(problem, "optimal", options=PlanOptions(max_overhead=share)).budget_nbytes
         for share in (0.0, 0.02, 0.2, 1.0)
     ]
     assert budgets == sorted(budgets, reverse=True)

@@ -16,7 +16,7 @@ from .pipeline_oracle import Pipeline
 from .random_problems import chain, problems
 
 PASSES = 4
-SIMPLE = ["balanced", "sequential", "synchronous", "asynchronous", "two-stage", "preload", "swapnet"]
+SIMPLE = ["optimal", "sequential", "synchronous", "asynchronous", "two-stage", "preload", "swapnet"]
 
 
 def _random_plan(problem: Problem, data: st.DataObject) -> tuple[Problem, Plan]:

@@ -39,7 +39,7 @@ def some_curve(model: str = "Model, x 1×16") -> Curve:
     points: list[Point] = []
     for step, mib in enumerate((24, 40, 64, 96, 128)):
         bound = 0.1 - 0.015 * step
-        points.append(Point(mib * MIB, "balanced", bound * 1.05, bound, None, bound * 1.1 if step in (0, 4) else None))
+        points.append(Point(mib * MIB, "optimal", bound * 1.05, bound, None, bound * 1.1 if step in (0, 4) else None))
         if step < 2:
             points.append(Point(mib * MIB, "sequential", None, None, 55 * MIB))
         else:

@@ -80,7 +80,7 @@ def test_the_table_shows_every_budget_and_leaves_out_what_has_no_plan() -> None:
 
 def test_the_words_name_least_budget_knee_and_what_is_missing() -> None:
     words = "\n".join(words_of(some_curve()))
-    assert "Least budget: 24.0 MiB, with balanced" in words
+    assert "Least budget: 24.0 MiB, with optimal" in words
     assert "sequential from 55.0 MiB" in words
     assert "flashmem is left out" in words
     assert "estimate" not in words

@@ -34,7 +34,7 @@ def test_an_svg_names_model_axes_and_every_line(tmp_path: Path) -> None:
         for element in ElementTree.parse(tmp_path / "curve.svg").iter()
         if element.tag.endswith("}text")
     ]
-    for text in ("budget (MiB)", "warm pass (ms)", "balanced", "sequential", "measured", "below the lower bound"):
+    for text in ("budget (MiB)", "warm pass (ms)", "optimal", "sequential", "measured", "below the lower bound"):
         assert text in texts
     assert any("Model $a$ <b>" in text for text in texts)
 
@@ -53,7 +53,7 @@ def test_the_same_curve_gives_the_same_file(tmp_path: Path, save: Callable[[Curv
 def test_curves_of_a_point_or_two_and_of_no_time_at_all_are_drawn(
     tmp_path: Path, save: Callable[[Curve, Path], None], name: str, count: int
 ) -> None:
-    points = tuple(Point(1 << step, "balanced", 0.0, 0.0) for step in range(count))
+    points = tuple(Point(1 << step, "optimal", 0.0, 0.0) for step in range(count))
     save(Curve("tiny", 0, 0.0, 1.0, True, points), tmp_path / name)
     assert (tmp_path / name).stat().st_size > 0
 
@@ -62,7 +62,7 @@ def test_curves_of_a_point_or_two_and_of_no_time_at_all_are_drawn(
 def test_a_curve_without_a_single_plan_is_refused(
     tmp_path: Path, save: Callable[[Curve, Path], None], name: str
 ) -> None:
-    curve = replace(some_curve(), points=(Point(10, "balanced", None, None, 20),))
+    curve = replace(some_curve(), points=(Point(10, "optimal", None, None, 20),))
     with pytest.raises(PenstockError, match="nothing to draw"):
         save(curve, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -75,7 +75,7 @@ def test_it_needs_no_network_and_complains_of_nothing(page: Any, requests: list[
 
 
 def test_it_has_one_line_for_each_strategy_and_names_the_model_as_it_is(page: Any) -> None:
-    assert names(page) == ["lower bound", "balanced", "sequential", "measured"]
+    assert names(page) == ["lower bound", "optimal", "sequential", "measured"]
     assert page.locator(".legend .traces").count() == 4
     assert page.title() == f"Model {HOSTILE}: delay by budget"
     assert page.locator("h1").inner_text() == page.title()
@@ -109,7 +109,7 @@ def test_pointing_at_a_point_shows_budget_prediction_bound_and_overhead(page: An
     page.mouse.move(x, y)
     page.wait_for_selector(".hoverlayer .hovertext")
     told = page.locator(".hoverlayer .hovertext").text_content()
-    assert "balanced" in told
+    assert "optimal" in told
     assert "budget 64.0 MiB (53% of the weights)" in told
     assert "predicted 73.5 ms" in told
     assert "lower bound 70.0 ms" in told

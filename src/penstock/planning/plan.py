@@ -88,6 +88,7 @@ class Prediction:
         streamed_nbytes: read in a warm pass, whole blocks.
         peak_nbytes: the most that arena, staging and reserve take at one time (see `memory`).
         lower_bound_seconds: what a warm pass of no plan within the budget can beat (see `bounds`).
+        cold_bound_seconds: what a first pass of no plan can beat.
         call_stall_seconds: how much of `stall_seconds` is spent before each call, in a late warm pass.
         call_streamed_nbytes: the most bytes of streamed weights that are in the arena during each call of such a pass.
     """
@@ -98,6 +99,7 @@ class Prediction:
     streamed_nbytes: int
     peak_nbytes: int
     lower_bound_seconds: float
+    cold_bound_seconds: float
     call_stall_seconds: tuple[float, ...] = ()
     call_streamed_nbytes: tuple[int, ...] = ()
 
@@ -261,6 +263,7 @@ def _read_prediction(fields: Fields) -> Prediction:
         streamed_nbytes=fields.integer("streamed_nbytes", 0),
         peak_nbytes=fields.integer("peak_nbytes", 0),
         lower_bound_seconds=fields.seconds("lower_bound_seconds"),
+        cold_bound_seconds=fields.seconds("cold_bound_seconds"),
         call_stall_seconds=fields.items("call_stall_seconds", as_seconds),
         call_streamed_nbytes=fields.items("call_streamed_nbytes", _as_count),
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.budget import format_size
 from penstock.errors import BudgetInfeasibleError
+from penstock.planning.bounds import least_cold_seconds, least_warm_seconds
 from penstock.planning.check import check
 from penstock.planning.objectives import best_plan
 from penstock.planning.options import PlanOptions
@@ -36,4 +39,15 @@ def make_plan(problem: Problem, strategy: str = "auto", *, options: PlanOptions 
         )
     plan = best_plan(problem, chosen, options)
     check(problem, plan)
-    return plan
+    return bounded(problem, plan)
+
+
+def bounded(problem: Problem, plan: Plan) -> Plan:
+    """`plan` with what no plan for `problem` in so much memory can beat."""
+    within = replace(problem, budget_nbytes=plan.budget_nbytes)
+    prediction = replace(
+        plan.prediction,
+        lower_bound_seconds=least_warm_seconds(within),
+        cold_bound_seconds=least_cold_seconds(within),
+    )
+    return replace(plan, prediction=prediction)

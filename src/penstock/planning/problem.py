@@ -13,7 +13,7 @@ from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 from penstock.planning.problem_checks import check_problem
 
-PROBLEM_VERSION = 4
+PROBLEM_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,9 @@ class Storage:
     memory back to the system take `1 / regain_bytes_per_second` longer each: pages have to be obtained anew.
 
     Attributes:
+        load_compute_seconds: what computing loses to each load, however small: to start it, and to bind what it brings.
+        read_compute_share: what computing loses besides, as a part of the seconds that the load takes: interrupts,
+            pages, memory that both use.
         page_nbytes: in multiples of which, counted from the arena's begin, memory can be given back.
     """
 
@@ -83,8 +86,14 @@ class Storage:
     request_seconds: float
     block_nbytes: int = 512
     copy_bytes_per_second: float = 1e10
+    load_compute_seconds: float = 0.0
+    read_compute_share: float = 0.0
     regain_bytes_per_second: float = 1e10
     page_nbytes: int = 4096
+
+    def lost_seconds(self, load_seconds: float) -> float:
+        """What computing loses to a load that takes so long."""
+        return self.load_compute_seconds + self.read_compute_share * load_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,12 @@ class Problem:
         block = self.storage.block_nbytes
         item = self.weights[weight]
         return -(-(item.offset_in_block + item.nbytes) // block) * block
+
+    def load_seconds(self, weight: int) -> float:
+        """How long storage needs for one load of weight `weight`."""
+        storage = self.storage
+        requests_seconds = self.weights[weight].requests * storage.request_seconds
+        return requests_seconds + self.extent_nbytes(weight) / storage.bytes_per_second
 
     @property
     def compute_seconds(self) -> float:
@@ -215,6 +230,8 @@ def _read_storage(fields: Fields) -> Storage:
         request_seconds=fields.seconds("request_seconds"),
         block_nbytes=fields.integer("block_nbytes", 1),
         copy_bytes_per_second=fields.seconds("copy_bytes_per_second"),
+        load_compute_seconds=fields.seconds("load_compute_seconds"),
+        read_compute_share=fields.seconds("read_compute_share"),
         regain_bytes_per_second=fields.seconds("regain_bytes_per_second"),
         page_nbytes=fields.integer("page_nbytes", 1),
     )

@@ -41,8 +41,9 @@ def _check_storage(storage: Storage) -> None:
             raise PlanError(
                 f"storage.{name} is {rate}, not between zero and {MAX_BYTES_PER_SECOND:.0e}: measure it again"
             )
-    if not _is_duration(storage.request_seconds):
-        raise PlanError(f"storage.request_seconds is {storage.request_seconds}, not a duration: measure it again")
+    for name in ("request_seconds", "load_compute_seconds", "read_compute_share"):
+        if not _is_duration(seconds := getattr(storage, name)):
+            raise PlanError(f"storage.{name} is {seconds}, not zero or more of seconds: measure it again")
     if not 1 <= storage.block_nbytes <= MAX_NBYTES:
         raise PlanError(f"storage.block_nbytes is {storage.block_nbytes}, not above zero: take the device's block size")
     if not 1 <= storage.page_nbytes <= MAX_NBYTES:

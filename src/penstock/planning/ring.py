@@ -35,6 +35,12 @@ class Occupants:
                 found += min(past, end) - max(self.starts[index], start)
         return found
 
+    def parts(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Where [start, end) is released piece by piece: the end of each piece and the moment that releases it."""
+        low = bisect_right(self.starts, start) - 1
+        high = bisect_left(self.starts, end, low + 1)
+        return list(zip([*self.starts[low + 1 : high], end], self.moments[low:high], strict=True))
+
     def occupy(self, start: int, end: int, moment: int) -> None:
         """Give [start, end) to an occupant that `moment` releases."""
         starts, moments = self.starts, self.moments
@@ -143,8 +149,8 @@ def place_stack(uses: Sequence[Use], extents: Sequence[int]) -> list[int]:
 def place_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int) -> list[int]:
     """Starts for uses that nest, layer by layer: one on the region's begin, the next below its end, and so on.
 
-    A layer is the uses of one first call. Those that are around it, on its own end, it is put on top of. The region
-    holds any two layers that follow one another, with all that is around them.
+    A layer is the uses of one first call. Those that are around it, on its own end, it is put on top of. Where the
+    region holds any two layers that follow one another, with all that is around them, no two of them share space.
     """
     starts: list[int] = []
     ends: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])  # last call and height of what is open
@@ -168,12 +174,20 @@ def release_moments(
 
     The last occupant of a byte is enough: it had to wait for the one before.
     """
+    parts = release_parts(uses, extents, starts, region_nbytes, call_count)
+    return [max(moment for _, moment in pieces) for pieces in parts]
+
+
+def release_parts(
+    uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], region_nbytes: int, call_count: int
+) -> list[list[tuple[int, int]]]:
+    """The same piece by piece: for each use the end of each piece of its extent, an address, and what frees that."""
     occupants = Occupants(region_nbytes, -2 * call_count - 1)
     for use, nbytes, start in zip(uses, extents, starts, strict=True):
         occupants.occupy(start, start + nbytes, use.last)
     occupants.next_pass(call_count)
-    moments = []
+    parts = []
     for use, nbytes, start in zip(uses, extents, starts, strict=True):
-        moments.append(occupants.released(start, start + nbytes))
+        parts.append(occupants.parts(start, start + nbytes))
         occupants.occupy(start, start + nbytes, use.last)
-    return moments
+    return parts

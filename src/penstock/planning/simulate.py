@@ -85,18 +85,11 @@ class Clock:
 AnyClock = Clock | StagedClock
 
 
-def load_seconds(problem: Problem, weight: int) -> float:
-    """How long the storage needs for one load of weight `weight`."""
-    storage = problem.storage
-    requests_seconds = problem.weights[weight].requests * storage.request_seconds
-    return requests_seconds + problem.extent_nbytes(weight) / storage.bytes_per_second
-
-
 def part_seconds(problem: Problem, load: Load) -> float:
     """How long the storage needs for `load`, which may bring a part of its weight only."""
     weight, storage = problem.weights[load.weight], problem.storage
     if load.nbytes == weight.nbytes:
-        return load_seconds(problem, load.weight)
+        return problem.load_seconds(load.weight)
     requests = -(-weight.requests * load.nbytes // weight.nbytes)
     return requests * storage.request_seconds + extent_nbytes(problem, load) / storage.bytes_per_second
 
@@ -130,10 +123,11 @@ def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int], 
     needed = [0] * count
     for index, load in enumerate(loads):
         needed[load.first_call] = index + 1  # loads come in order, so all before it have
+    durations = all_seconds(problem, loads, ebbs)
     return Schedule(
-        call_seconds=_call_seconds(problem, rows),
+        call_seconds=_call_seconds(problem, rows, [load.first_call for load in loads], durations),
         needed=needed,
-        load_seconds=all_seconds(problem, loads, ebbs),
+        load_seconds=durations,
         release=[_release(load, count) for load in loads],
         order=range(len(loads)),
     )
@@ -159,15 +153,14 @@ def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
 
 
 def predict(problem: Problem, plan: Plan) -> Prediction:
-    """The steady state and the cold pass of a plan that `check` accepts."""
+    """The steady state and the cold pass of a plan that `check` accepts; what bounds them, `bounded` says."""
     clock = _clock(problem, plan)
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute
     schedule = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
     streamed_nbytes = sum(extent_nbytes(problem, load) for load in plan.loads)
     compute_seconds = problem.compute_seconds
-    bound = max(compute_seconds, streamed_nbytes / problem.storage.bytes_per_second)
-    warm_seconds = max(bound, steady_seconds(schedule, clock, _PASSES))
+    warm_seconds = max(compute_seconds, steady_seconds(schedule, clock, _PASSES))
     call_stall_seconds = _call_stalls(schedule, clock, row_stalls(problem, plan.rows))
     call_streamed_nbytes = _call_streamed(problem, plan, schedule, clock)
     return Prediction(
@@ -176,7 +169,8 @@ def predict(problem: Problem, plan: Plan) -> Prediction:
         cold_seconds=cold_seconds,
         streamed_nbytes=streamed_nbytes,
         peak_nbytes=peak_nbytes(plan),
-        lower_bound_seconds=bound,
+        lower_bound_seconds=0.0,
+        cold_bound_seconds=0.0,
         call_stall_seconds=call_stall_seconds,
         call_streamed_nbytes=call_streamed_nbytes,
     )
@@ -219,8 +213,15 @@ def _clock(problem: Problem, plan: Plan) -> AnyClock:
     return LockstepClock(count, stages, plan.loads) if plan.pacing == LOCKSTEP else StagedClock(count, stages)
 
 
-def _call_seconds(problem: Problem, rows: Sequence[int]) -> list[float]:
-    return [call.seconds + stall for call, stall in zip(problem.calls, row_stalls(problem, rows), strict=True)]
+def _call_seconds(
+    problem: Problem, rows: Sequence[int], first_calls: Sequence[int], durations: Sequence[float]
+) -> list[float]:
+    """What each call takes once its weights are there; it bears what computing loses to their loads."""
+    seconds = [call.seconds + stall for call, stall in zip(problem.calls, row_stalls(problem, rows), strict=True)]
+    for call, duration in zip(first_calls, durations, strict=True):
+        if call < len(seconds):
+            seconds[call] += problem.storage.lost_seconds(duration)
+    return seconds
 
 
 def _release(load: Load, call_count: int) -> int:
@@ -250,16 +251,19 @@ def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], l
     entries.sort()
     needed = [0] * count
     positions: tuple[list[int], list[int]] = ([0] * len(plan.resident), [0] * len(plan.loads))
-    durations, release, of_loads = [], [], all_seconds(problem, plan.loads, plan.ebbs)
+    durations, release, first_calls = [], [], []
+    of_loads = all_seconds(problem, plan.loads, plan.ebbs)
     for position, (first_call, kind, index) in enumerate(entries):
         positions[kind][index] = position
-        durations.append(of_loads[index] if kind else load_seconds(problem, plan.resident[index].weight))
+        durations.append(of_loads[index] if kind else problem.load_seconds(plan.resident[index].weight))
         release.append(_release(plan.loads[index], count) if kind else 2 * count)
         first_call = plan.loads[index].first_call if kind else first_call
+        first_calls.append(first_call)
         if first_call < count:
             needed[first_call] = position + 1
     order = [index if kind else -1 for _, kind, index in entries]
-    schedule = Schedule(_call_seconds(problem, plan.rows), needed, durations, release, order)
+    seconds = _call_seconds(problem, plan.rows, first_calls, durations)
+    schedule = Schedule(seconds, needed, durations, release, order)
     return schedule, positions[0], positions[1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from penstock.planning import PassTimeline, Plan, Problem, Timeline, simulate
-from penstock.planning.simulate import extent_nbytes, load_seconds
+from penstock.planning.simulate import extent_nbytes
 from penstock.report.predicted_memory import memory_moments
 from penstock.report.sizes import size_text
 from penstock.report.timeline import COMPUTE, COPY, PASSES, STALLS, STORAGE, Occupancy, Span, Tracks
@@ -33,7 +33,7 @@ def predicted_tracks(problem: Problem, plan: Plan, title: str, passes: int = PAS
 def _resident_spans(problem: Problem, plan: Plan, timeline: Timeline) -> Iterator[Span]:
     for slot, end in zip(plan.resident, timeline.resident_end, strict=True):
         details = {"stays": True, "size": size_text(problem.extent_nbytes(slot.weight))}
-        begin = end - load_seconds(problem, slot.weight)
+        begin = end - problem.load_seconds(slot.weight)
         yield Span(STORAGE, plan.weight_names[slot.weight], begin, end, details)
 
 
@@ -60,7 +60,7 @@ def _occupancy(problem: Problem, plan: Plan, timeline: Timeline) -> Iterator[Occ
     """A place is taken when its load begins, or its copy where it is staged, and free when its last call ends."""
     changes: list[tuple[float, int, int]] = []  # moment, resident bytes, streamed bytes; at one moment frees come first
     for slot, end in zip(plan.resident, timeline.resident_end, strict=True):
-        changes.append((end - load_seconds(problem, slot.weight), problem.extent_nbytes(slot.weight), 0))
+        changes.append((end - problem.load_seconds(slot.weight), problem.extent_nbytes(slot.weight), 0))
     for number, one in enumerate(timeline.passes):
         for load, begin in zip(plan.loads, one.copy_begin or one.load_begin, strict=True):
             waited_for = timeline.passes[number + load.after_pass] if number + load.after_pass >= 0 else None

@@ -103,14 +103,16 @@ class SlicedProduct:
         self._given = given
         self.result = torch.empty(0)
         if self._kind in _CONVOLUTIONS:
-            self._add: Callable[[WeightSlice], None] = self._add_convolution
             self._given = _padded(module, given)
-        else:
-            self._add = self._add_linear if self._kind is nn.Linear else self._add_transposed
 
     def add(self, item: WeightSlice) -> None:
         """Use the next slice, which is in memory."""
-        self._add(item)
+        if self._kind in _CONVOLUTIONS:
+            self._add_convolution(item)
+        elif self._kind is nn.Linear:
+            self._add_linear(item)
+        else:
+            self._add_transposed(item)
 
     def _add_linear(self, item: WeightSlice) -> None:
         bias = self._module.bias

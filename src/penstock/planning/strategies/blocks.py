@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from penstock.planning.lifetimes import Use
 from penstock.planning.problem import Problem
-from penstock.planning.simulate import load_seconds, row_stalls
+from penstock.planning.simulate import row_stalls
 
 _Floats = npt.NDArray[np.float64]
 _MOST_CELLS = 1_000_000  # of the table that the search for cuts fills for each number of blocks
@@ -132,7 +132,7 @@ class Partition:
             for length, nbytes in enumerate(row[:longest]):
                 new = set(self._units[begin + length].weights) - seen
                 seen |= new
-                seconds += sum(load_seconds(self._problem, weight) for weight in new)
+                seconds += sum(self._problem.load_seconds(weight) for weight in new)
                 sizes[begin, length], loading[begin, length] = nbytes, seconds
         return sizes, loading
 

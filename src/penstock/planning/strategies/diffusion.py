@@ -7,36 +7,66 @@ line, drawn through the weights. Evenly interleaved residents are what Demand La
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 from penstock.planning.strategies.candidates import Bench
 
-_BISECTIONS = 14
+_BISECTIONS = 10
 
 
-def spread(bench: Bench, region_nbytes: int, kept: frozenset[int], threshold: float) -> frozenset[int]:
-    """Residents, `kept` among them, that leave `region_nbytes` of the capacity to the stream, as evenly as can be.
+class Spreader:
+    """Spreads the streamed weights of one bench."""
 
-    `threshold` is the share of its load's seconds that a weight needs as credit.
-    """
-    limit_nbytes = bench.capacity_nbytes - region_nbytes
-    cap_seconds = region_nbytes / bench.bytes_per_second
-    earned = _earned(bench)
-    low, high = 0.0, 1.0
-    best: frozenset[int] | None = None
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        # Rates from nothing to without limit; 1/2 is the one that would just stream everything.
-        residents = _diffuse(bench, earned, middle / (1 - middle), cap_seconds, kept, threshold)
-        if sum(bench.extent[weight] for weight in residents) <= limit_nbytes:
-            best, high = residents, middle
-        else:
-            low = middle
-    return kept if best is None else best
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._earned = _earned(bench)
+
+    def spread(self, region_nbytes: int, kept: frozenset[int], threshold: float) -> frozenset[int]:
+        """Residents, `kept` among them, that leave `region_nbytes` of the capacity, streaming as evenly as can be.
+
+        `threshold` is the share of its load's seconds that a weight needs as credit.
+        """
+        bench = self._bench
+        limit_nbytes = bench.capacity_nbytes - region_nbytes - sum(bench.extent[weight] for weight in kept)
+        cap = region_nbytes / bench.bytes_per_second
+        low, high, credit = 0.0, 1.0, cap
+        best: Collection[int] = ()
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            # Rates from nothing to without limit; 1/2 is the one that would just stream everything.
+            rate = middle / (1 - middle)
+            residents, nbytes, credit = self._diffuse(rate, cap, credit, kept, threshold)
+            if nbytes <= limit_nbytes:
+                best, high = residents, middle
+            else:
+                low = middle
+        return kept.union(best)
+
+    def _diffuse(
+        self, rate: float, cap: float, credit: float, kept: frozenset[int], threshold: float
+    ) -> tuple[set[int], int, float]:
+        """Residents beside `kept`, their bytes, and the credit that is left, with which the next pass begins."""
+        residents: set[int] = set()
+        streamed: set[int] = set()
+        extent, nbytes = self._bench.extent, 0
+        for use, gain, seconds in zip(self._bench.uses, self._earned, self._bench.seconds, strict=True):
+            credit += rate * gain
+            if credit > cap:
+                credit = cap
+            weight = use.weight
+            if weight in residents or weight in kept:
+                continue
+            if credit >= threshold * seconds or weight in streamed:
+                streamed.add(weight)
+                credit -= seconds
+            else:
+                residents.add(weight)
+                nbytes += extent[weight]
+        return residents, nbytes, credit
 
 
-def _earned(bench: Bench) -> list[float]:
+def _earned(bench: Bench) -> Sequence[float]:
     """Share of the pass's compute time from one use to the next, times the seconds that all loads take."""
     begins = [0.0, *accumulate(bench.call_seconds)]
     total = begins[-1]
@@ -46,24 +76,3 @@ def _earned(bench: Bench) -> list[float]:
     places = [begins[use.first] for use in bench.uses]
     previous = [places[-1] - total, *places] if places else []
     return [(place - before) * scale for place, before in zip(places, previous, strict=False)]
-
-
-def _diffuse(
-    bench: Bench, earned: Sequence[float], rate: float, cap_seconds: float, kept: frozenset[int], threshold: float
-) -> frozenset[int]:
-    credit = cap_seconds
-    residents: set[int] = set()
-    for _ in range(2):  # the second pass begins with the credit that the first one left
-        residents = set(kept)
-        streamed: set[int] = set()
-        for use, gain, seconds in zip(bench.uses, earned, bench.seconds, strict=True):
-            credit = min(cap_seconds, credit + rate * gain)
-            weight = use.weight
-            if weight in residents:
-                continue
-            if weight in streamed or credit >= threshold * seconds:
-                streamed.add(weight)
-                credit -= seconds
-            else:
-                residents.add(weight)
-    return frozenset(residents)

@@ -11,6 +11,8 @@ from penstock.planning.plan import EAGER, PLAN_VERSION, Ebb, Load, Plan, Predict
 from penstock.planning.problem import Problem
 from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_moments
 from penstock.planning.simulate import predict
+from penstock.planning.strategies.chunks import list_loads as load_chunks
+from penstock.planning.strategies.chunks import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +119,15 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
 
 def list_loads(problem: Problem, layout: Layout) -> list[Load]:
     """One load for each use that is no ebb."""
-    return [
-        Load(
-            weight=use.weight,
-            offset=start + problem.weights[use.weight].offset_in_block,
-            first_call=use.first,
-            last_call=use.last,
-            after_call=moment if moment >= 0 else moment + len(problem.calls),
-            after_pass=0 if moment >= 0 else -1,
-            first_byte=0,
-            nbytes=problem.weights[use.weight].nbytes,
-        )
-        for use, start, moment in zip(layout.uses, layout.starts, layout.moments, strict=True)
-        if use.weight != NOTHING
-    ]
+    moments = [moment for use, moment in zip(layout.uses, layout.moments, strict=True) if use.weight != NOTHING]
+    starts = [start for use, start in zip(layout.uses, layout.starts, strict=True) if use.weight != NOTHING]
+    uses = [use for use in layout.uses if use.weight != NOTHING]
+    return load_chunks(problem, uses, starts, whole(uses, extents_of(problem, uses), moments))
+
+
+def extents_of(problem: Problem, uses: Sequence[Use]) -> list[int]:
+    """What each use takes of the arena, in bytes."""
+    return [problem.extent_nbytes(use.weight) for use in uses]
 
 
 def finish(
@@ -163,7 +160,7 @@ def finish(
         resident=tuple(slots),
         rows=tuple(rows),
         loads=tuple(loads),
-        prediction=Prediction(0.0, 0.0, 0.0, 0, 0, 0.0),
+        prediction=Prediction(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0),
         weight_names=tuple(weight.name for weight in problem.weights),
         call_names=tuple(call.name for call in problem.calls),
         weight_nbytes=tuple(weight.nbytes for weight in problem.weights),

@@ -8,9 +8,9 @@ from penstock.errors import PlanError
 from penstock.planning.options import PlanOptions
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
-from penstock.planning.strategies.balanced import Balanced
 from penstock.planning.strategies.demand_layering import Asynchronous, Preload, Sequential, Synchronous, TwoStage
 from penstock.planning.strategies.flashmem import FlashMem
+from penstock.planning.strategies.optimal import Optimal
 from penstock.planning.strategies.swapnet import SwapNet
 
 
@@ -34,7 +34,7 @@ class Strategy(Protocol):
 _STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
-        Balanced(),
+        Optimal(),
         Sequential(),
         Synchronous(),
         Asynchronous(),
@@ -44,7 +44,7 @@ _STRATEGIES: dict[str, Strategy] = {
         FlashMem(),
     )
 }
-_AUTO = "balanced"
+_AUTO = "optimal"
 
 
 def get(name: str) -> Strategy:

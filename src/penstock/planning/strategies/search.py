@@ -1,9 +1,10 @@
-"""The search for the best residents of a `Bench`: a grid of evenly spread choices, then exchanges.
+"""The search for the best residents of a `Bench`: a descent along a few numbers, then exchanges where a pass stalls.
 
-A choice is made by four numbers: how many of the largest weights stay (one that dwarfs the others would dictate the
-streaming region), how large the region is, which share of the other residents goes to weights that cost most storage
-time per byte (read several times, or small), and how much credit a weight needs to stream (see `diffusion`). The best
-value of each is looked for in turn, until none changes or the work is spent.
+A choice is made by five numbers: up to which size all weights stay (each load costs as much to begin, so large ones
+take fewer for as many bytes), how many of the largest stay (one that dwarfs the others would dictate the streaming
+region), how large the region is, which share of the other residents goes to weights that cost most storage time per
+byte (read several times, or small), and how much credit a weight needs to stream (see `diffusion`). The best value of
+each is looked for in turn by a quick estimate (see `fifo`), and what looks best is laid out and simulated.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import random
 from dataclasses import dataclass, replace
 
 from penstock.planning.strategies.candidates import Bench, Candidate
-from penstock.planning.strategies.diffusion import spread
+from penstock.planning.strategies.diffusion import Spreader
 
 _GRID: dict[str, tuple[float, ...]] = {
-    "region": (2.0, 2.5, 3.0, 1.5, 4.0, 5.5, 1.25, 8.0, 1.0, 12.0, 20.0, 40.0),
+    "region": (2.0, 1.5, 2.5, 3.0, 4.0, 5.5, 1.25, 8.0, 1.0, 12.0, 20.0, 40.0),
+    "small_nbytes": (0, 256 << 10, 1 << 20, 2 << 20, 4 << 20),
     "largest": (0, 1, 2, 4, 8),
     "costly": (0.0, 0.25, 0.5, 0.75, 1.0),
     "threshold": (1.0, 0.5),
 }
-_ROUNDS = 3
-_GRID_SHARE = 0.7  # of the work; the rest is for exchanges
+_ROUNDS = 2
+_LAID_OUT = 5  # of what looks best
 _GOOD_ENOUGH = 1.001
+_NEAR = 12  # uses before a stall among which one may be kept instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +33,95 @@ class _Choice:
     """`largest` weights that stay, `region` in multiples of the least that works, and so on: see the module."""
 
     region: float = 2.0
+    small_nbytes: float = 0
     largest: float = 0
     costly: float = 0.0
     threshold: float = 1.0
 
 
-def search(bench: Bench, bound: float, work: int) -> Candidate | None:
-    """The best candidate found with `work` placed uses; none can score below `bound`. None if none was found."""
-    by_cost = sorted(bench.saved, key=lambda weight: (-bench.saved[weight] / bench.extent[weight], weight))
-    by_size = sorted(bench.extent, key=lambda weight: (-bench.extent[weight], weight))
-    goal = bound * _GOOD_ENOUGH
-    best: Candidate | None = None
-    choice = _Choice()
-    for _ in range(_ROUNDS):
-        before = choice
-        for name, values in _GRID.items():
-            for value in values:
-                if bench.work > work * _GRID_SHARE or (best is not None and best.score <= goal):
-                    break
-                variant = replace(choice, **{name: value})
-                candidate = _try_choice(bench, variant, by_cost, by_size)
-                if candidate is not None and (best is None or candidate.rank < best.rank):
-                    best, choice = candidate, variant
-        if choice == before:
-            break
-    return None if best is None else _exchange(bench, best, goal, work)
+class Search:
+    """The search on one bench; no plan takes less than `bound` seconds."""
 
+    def __init__(self, bench: Bench, bound: float) -> None:
+        self._bench, self._goal = bench, bound * _GOOD_ENOUGH
+        self._spreader = Spreader(bench)
+        self._by_cost = sorted(bench.saved, key=lambda weight: (-bench.saved[weight] / bench.extent[weight], weight))
+        self._by_size = sorted(bench.extent, key=lambda weight: (-bench.extent[weight], weight))
+        self._estimates: dict[frozenset[int], float] = {}
+        self._tried: dict[_Choice, float] = {}
+        self._best: Candidate | None = None
 
-def _try_choice(bench: Bench, choice: _Choice, by_cost: list[int], by_size: list[int]) -> Candidate | None:
-    kept = set(by_size[: int(choice.largest)])
-    left_nbytes = bench.capacity_nbytes - sum(bench.extent[weight] for weight in kept)
-    least_nbytes = bench.least_region_nbytes(kept)
-    region_nbytes = min(int(least_nbytes * choice.region), left_nbytes)
-    if region_nbytes < least_nbytes:
-        return None
-    left_nbytes = int((left_nbytes - region_nbytes) * choice.costly)
-    for weight in by_cost:
-        if left_nbytes < bench.extent[weight]:
-            break
-        if weight not in kept:
-            kept.add(weight)
-            left_nbytes -= bench.extent[weight]
-    return bench.try_residents(spread(bench, region_nbytes, frozenset(kept), choice.threshold))
+    def run(self, trials: int) -> Candidate | None:
+        """The best candidate found, after `trials` exchanges at most; None if there is none."""
+        choice = _Choice()
+        for _ in range(_ROUNDS):
+            before = choice
+            for name, values in _GRID.items():
+                variants = [replace(choice, **{name: value}) for value in values]
+                choice = min(variants, key=self._estimate)
+                if self._lay_out(1):
+                    return self._best
+            if choice == before:
+                break
+        if not self._lay_out(_LAID_OUT):
+            self._exchange(trials)
+        return self._best
 
+    def _estimate(self, choice: _Choice) -> float:
+        if choice not in self._tried:
+            residents = self._residents(choice)
+            seconds = float("inf")
+            if residents is not None:
+                seconds = self._estimates[residents] = self._bench.estimate(residents)
+            self._tried[choice] = seconds
+        return self._tried[choice]
 
-def _exchange(bench: Bench, best: Candidate, goal: float, work: int) -> Candidate:
-    """Improve `best` by small changes drawn at random, from a fixed seed: keep a weight, let one go, swap two."""
-    draw = random.Random(0)
-    weights = sorted(bench.extent)
-    for _ in range(work):  # most changes cost work; those that were tried before cost none
-        if bench.work > work or best.score <= goal:
-            break
-        residents = set(best.residents)
-        kind = draw.random()
-        leaving = draw.choice(weights)
-        coming = draw.choice(weights)
-        if kind < 0.7 and leaving in residents:
-            residents.discard(leaving)
-        if kind > 0.3:
-            residents.add(coming)
-        candidate = bench.try_residents(frozenset(residents))
-        if candidate is not None and candidate.rank < best.rank:
-            best = candidate
-    return best
+    def _lay_out(self, count: int) -> bool:
+        """Lay out what looks best; whether one of them is as good as can be."""
+        for residents in sorted(self._estimates, key=lambda residents: self._estimates[residents])[:count]:
+            candidate = self._bench.try_residents(residents)
+            if candidate is not None and (self._best is None or candidate.rank < self._best.rank):
+                self._best = candidate
+        return self._best is not None and self._best.seconds <= self._goal
+
+    def _residents(self, choice: _Choice) -> frozenset[int] | None:
+        bench = self._bench
+        kept = set(self._by_size[: int(choice.largest)])
+        kept.update(weight for weight in bench.extent if bench.nbytes(weight) <= choice.small_nbytes)
+        left_nbytes = bench.capacity_nbytes - sum(bench.extent[weight] for weight in kept)
+        least_nbytes = bench.least_region_nbytes(kept)
+        region_nbytes = min(int(least_nbytes * choice.region), left_nbytes)
+        if region_nbytes < least_nbytes:
+            return None
+        left_nbytes = int((left_nbytes - region_nbytes) * choice.costly)
+        for weight in self._by_cost if left_nbytes else ():
+            if left_nbytes < bench.extent[weight]:
+                break
+            if weight not in kept:
+                kept.add(weight)
+                left_nbytes -= bench.extent[weight]
+        return self._spreader.spread(region_nbytes, frozenset(kept), choice.threshold)
+
+    def _exchange(self, trials: int) -> None:
+        """Improve the best by small changes, from a fixed seed: near a stall keep a weight, elsewhere let one go."""
+        draw = random.Random(0)
+        bench = self._bench
+        for _ in range(trials):
+            best = self._best
+            if best is None or not best.uses or best.seconds <= self._goal:
+                return
+            residents = set(best.residents)
+            stalled = draw.choices(range(len(best.stalls)), [max(stall, 1e-12) for stall in best.stalls])[0]
+            before = [use.weight for use in best.uses if use.first <= stalled] or [use.weight for use in best.uses]
+            coming = draw.choice(before[-_NEAR:])
+            if draw.random() < 0.8:
+                residents.add(coming)
+            lacking = bench.lacking_nbytes(residents)
+            leaving = sorted(best.residents)
+            while leaving and (lacking > 0 or draw.random() < 0.2):
+                weight = leaving.pop(draw.randrange(len(leaving)))
+                residents.discard(weight)
+                lacking -= bench.extent[weight]
+            candidate = bench.try_residents(frozenset(residents))
+            if candidate is not None and candidate.rank < best.rank:
+                self._best = candidate

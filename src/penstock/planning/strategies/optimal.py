@@ -1,44 +1,63 @@
-"""Residents spread so that loads are spread evenly, and a streaming region no larger than it has to be.
+"""What stays, what streams, in which parts and how much space they share, chosen together.
 
-More space for the stream lets loads run further ahead; more residents leave less to load. Which of the two a byte
-serves best depends on the model, so `search` tries both and simulates every choice exactly. Deterministic throughout.
+More space for the stream lets loads run further ahead; more residents leave less to load; loads in parts need less
+space, and so do weights that are computed slice by slice, at the price of other last bits. Which of these a byte serves
+best depends on model, storage and budget, so `search` tries them and simulates every choice exactly, until one is as
+good as `bounds` says that any can be. Deterministic throughout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.lifetimes import largest_live_nbytes, list_uses, needed_nbytes
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
-from penstock.planning.strategies.candidates import SLOW_SHARE, STORAGE_SLOWDOWN, Bench, Candidate
-from penstock.planning.strategies.layout import assemble, lay_out_least
-from penstock.planning.strategies.search import search
+from penstock.planning.strategies.candidates import Bench, Candidate
+from penstock.planning.strategies.chunks import list_loads
+from penstock.planning.strategies.cutting import list_divisions
+from penstock.planning.strategies.layout import finish
+from penstock.planning.strategies.search import Search
 
-_WORK = 16_000  # uses placed and simulated: a quarter of a second or so
-_LEAST_TRIALS = 8
+_TRIALS = 24
 _TABLES_TRIED = 2
-_SMALL_NBYTES = (256 << 10, 1 << 20, 2 << 20, 4 << 20)
+_GOOD_ENOUGH = 1.01
 WORTHWHILE = 0.99
-"""A resident table is all loaded in the cold pass: what it saves in later ones has to be worth that."""
+"""A resident table is all loaded in the cold pass: what it saves in later ones has to be worth that. So has a cut,
+which changes last bits."""
 
 
-class Balanced:
-    """The strategy `"balanced"`."""
+class Optimal:
+    """The strategy `"optimal"`."""
 
-    name = "balanced"
+    name = "optimal"
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
-        return needed_nbytes(problem, sliced=False)
+        return needed_nbytes(problem, sliced=True)
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""
+        bound = least_warm_seconds(problem)
+        best: Plan | None = None
+        if needed_nbytes(problem, sliced=False) <= problem.budget_nbytes:
+            best = self._uncut(problem, bound)
+        for cuts, divided in list_divisions(problem):
+            if best is not None and best.prediction.warm_seconds <= _GOOD_ENOUGH * bound:
+                break
+            plan = replace(self._uncut(divided.problem, bound), cuts=cuts)
+            if best is None or plan.prediction.warm_seconds < WORTHWHILE * best.prediction.warm_seconds:
+                best = plan
+        if best is None:
+            raise AssertionError(f"no plan in {problem.budget_nbytes} bytes, which are enough")
+        return best
+
+    def _uncut(self, problem: Problem, bound: float) -> Plan:
+        """The best plan that cuts nothing, with the tables that are worth their space."""
         read = {weight for call in problem.calls for weight in call.reads}
         tables = {weight for weight in read if problem.weights[weight].rows_only}
-        bound = least_warm_seconds(problem)
-        bound += SLOW_SHARE * least_warm_seconds(problem, storage_slowdown=STORAGE_SLOWDOWN)
         kept: frozenset[int] = frozenset()
         spare_nbytes = _capacity_nbytes(problem) - sum(problem.extent_nbytes(weight) for weight in read - tables)
         if spare_nbytes >= 0:  # nothing has to stream, so nothing is made to
@@ -46,7 +65,7 @@ class Balanced:
             return self._plan(problem, read - tables, kept, tables - kept, bound)
         best = self._plan(problem, read - tables, kept, tables, bound)
         for table in sorted(tables, key=lambda weight: (-_row_seconds(problem, weight), weight))[:_TABLES_TRIED]:
-            if _row_seconds(problem, table) > 0 and self._fits(problem, kept | {table}, tables):
+            if _row_seconds(problem, table) > 0 and _fits(problem, kept | {table}, tables):
                 plan = self._plan(problem, read - tables, kept | {table}, tables - kept - {table}, bound)
                 if plan.prediction.warm_seconds < WORTHWHILE * best.prediction.warm_seconds:
                     best, kept = plan, kept | {table}
@@ -58,30 +77,23 @@ class Balanced:
         """The best plan in which the tables `kept` are resident and `rows` are not."""
         capacity_nbytes = _capacity_nbytes(problem) - sum(problem.extent_nbytes(weight) for weight in kept)
         if sum(problem.extent_nbytes(weight) for weight in whole) <= capacity_nbytes:
-            nothing = lay_out_least([], [], len(problem.calls))
-            return assemble(problem, self.name, {*whole, *kept}, sorted(rows), nothing)
-        choices = {_small_residents(problem, capacity_nbytes, whole, problem.tiny_nbytes)}
-        for small_nbytes in _SMALL_NBYTES:  # large weights alone take fewer loads for as many bytes
-            small = _small_residents(problem, capacity_nbytes, whole, small_nbytes)
-            if all(weight in small for weight in whole if problem.weights[weight].nbytes <= small_nbytes):
-                choices.add(small)
-        tried = []
-        for small in sorted(choices, key=len):
-            rest_nbytes = capacity_nbytes - sum(problem.extent_nbytes(weight) for weight in small)
-            found = _best_candidate(problem, rest_nbytes, kept | small, rows, bound, _WORK // len(choices))
-            tried.append((found, small))
-        candidate, small = min(tried, key=lambda pair: pair[0].rank)
-        return assemble(problem, self.name, kept | small | candidate.residents, sorted(rows), candidate.layout)
+            return finish(problem, self.name, {*whole, *kept}, sorted(rows), [], 0)
+        small = _small_residents(problem, capacity_nbytes, whole, problem.tiny_nbytes)
+        rest_nbytes = capacity_nbytes - sum(problem.extent_nbytes(weight) for weight in small)
+        found = _best_candidate(problem, rest_nbytes, kept | small, rows, bound)
+        loads = list_loads(problem, found.uses, found.starts, found.chunks)
+        return finish(problem, self.name, kept | small | found.residents, sorted(rows), loads, found.region_nbytes)
 
-    def _fits(self, problem: Problem, kept: frozenset[int], tables: Collection[int]) -> bool:
-        """Whether the tables `kept` leave enough for what one moment needs of the weights that calls read whole."""
-        kept_nbytes = sum(problem.extent_nbytes(weight) for weight in kept)
-        uses = list_uses(problem, merged=False)
-        return kept_nbytes + largest_live_nbytes(problem, uses, tables) <= _capacity_nbytes(problem)
+
+def _fits(problem: Problem, kept: frozenset[int], tables: Collection[int]) -> bool:
+    """Whether the tables `kept` leave enough for what one moment needs of the weights that calls read whole."""
+    kept_nbytes = sum(problem.extent_nbytes(weight) for weight in kept)
+    uses = list_uses(problem, merged=False)
+    return kept_nbytes + largest_live_nbytes(problem, uses, tables) <= _capacity_nbytes(problem)
 
 
 def _best_candidate(
-    problem: Problem, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int], bound: float, work: int
+    problem: Problem, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int], bound: float
 ) -> Candidate:
     bench = Bench(problem, capacity_nbytes, fixed, rows, merged=False)
     benches = [bench]
@@ -90,7 +102,7 @@ def _best_candidate(
         benches.append(merged)
     best = bench.try_least()
     for one in benches:
-        found = search(one, bound, max(work // len(benches), _LEAST_TRIALS * len(one.uses)))
+        found = Search(one, bound).run(_TRIALS // len(benches))
         if found is not None and found.rank < best.rank:
             best = found
     return best
