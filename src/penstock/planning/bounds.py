@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from penstock.planning.ebbs import capacity_nbytes
 from penstock.planning.problem import Problem
 
 _Floats = npt.NDArray[np.float64]
@@ -104,9 +105,7 @@ def _whole(problem: Problem) -> set[int]:
 
 def _arena_nbytes(problem: Problem) -> _Floats:
     """The most that the arena can be as each call begins."""
-    other_nbytes = problem.reserve.io_nbytes + problem.reserve.bookkeeping_nbytes
-    left = [problem.budget_nbytes - other_nbytes - call.activations_nbytes for call in problem.calls]
-    return np.array(left, dtype=np.float64)
+    return np.array([capacity_nbytes(problem, call) for call in range(len(problem.calls))], dtype=np.float64)
 
 
 def _most_kept(problem: Problem, seconds: Mapping[int, float], arena_nbytes: _Floats) -> _Floats:

@@ -13,7 +13,7 @@ from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 from penstock.planning.problem_checks import check_problem
 
-PROBLEM_VERSION = 4
+PROBLEM_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
