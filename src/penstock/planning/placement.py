@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from penstock.planning.placement_buffers import Ints, checked, checked_seconds
+from penstock.planning.placement_buffers import Buffers, Ints, checked, checked_seconds
 from penstock.planning.placement_check import check_placement
 from penstock.planning.placement_heuristics import smartpool
 from penstock.planning.placement_parts import split
+from penstock.planning.placement_search import PartSearch, settled
+from penstock.planning.placement_solver import Companion, load_solver
+
+_ALONE = 20  # beams before the solver joins: from then on what is found depends on who is faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +63,45 @@ def place(lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: i
     deadline = time.monotonic() + checked_seconds(seconds)
     if len(buffers) == 0:
         return Placement(np.zeros(0, dtype=np.int64), 0, 0, True)
-    parts = split(buffers)
-    load = parts[0].least * parts[0].unit
-    offsets = smartpool(buffers)
-    del deadline
-    height = int((offsets + buffers.size).max())
+    searches = _search(buffers, deadline)
+    offsets = np.zeros(len(buffers), dtype=np.int64)
+    for search in searches:
+        offsets[search.part.indices] = search.offsets * search.part.unit
+    highest = max(searches, key=lambda search: search.height)
+    height = highest.height * highest.part.unit
+    load = max(search.part.least * search.part.unit for search in searches)
     check_placement(buffers.lower, buffers.upper, buffers.size, offsets, height, period)
-    return Placement(offsets, height, load, height == load)
+    return Placement(offsets, height, load, highest.is_proved or height == load)
+
+
+def _search(buffers: Buffers, deadline: float) -> list[PartSearch]:
+    """The parts, each placed as low as the highest needs it: the beams go to whichever is highest."""
+    starts = [smartpool(buffers)]
+    searches = []
+    for part in split(buffers):
+        offsets = settled(part, starts[0][part.indices] // part.unit)
+        searches.append(PartSearch(part, offsets))
+    least = max(search.part.least for search in searches)
+    cp_model = load_solver()
+    companion: Companion | None = None
+    beams = 0
+    try:
+        while time.monotonic() < deadline:
+            highest = max(searches, key=lambda search: search.height)
+            if highest.is_proved or highest.height <= least:
+                break
+            if companion is None and cp_model is not None and beams >= _ALONE:
+                companion = Companion(cp_model, searches, deadline)
+            if companion is not None:
+                companion.exchange()
+            if highest.is_searchable:
+                highest.improve(deadline)
+                beams += 1
+            elif companion is not None:
+                companion.wait(deadline - time.monotonic())
+            else:
+                break
+    finally:
+        if companion is not None:
+            companion.close()
+    return searches

@@ -36,11 +36,15 @@ class Buffers:
 
     def meeting(self, index: int, others: Ints) -> npt.NDArray[np.bool_]:
         """(len(others),) which of `others` live at a moment at which `index` lives too."""
+        together: npt.NDArray[np.bool_]
         if self.period is None:
-            return (self.lower[others] < self.upper[index]) & (self.lower[index] < self.upper[others])
-        later = (self.lower[others] - self.lower[index]) % self.period
-        earlier = (self.lower[index] - self.lower[others]) % self.period
-        return (later < self.upper[index] - self.lower[index]) | (earlier < self.upper[others] - self.lower[others])
+            together = (self.lower[others] < self.upper[index]) & (self.lower[index] < self.upper[others])
+        else:
+            later = (self.lower[others] - self.lower[index]) % self.period
+            earlier = (self.lower[index] - self.lower[others]) % self.period
+            together = later < self.upper[index] - self.lower[index]
+            together |= earlier < self.upper[others] - self.lower[others]
+        return together
 
 
 def checked(lower: Any, upper: Any, size: Any, period: Any = None) -> Buffers:

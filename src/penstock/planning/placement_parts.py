@@ -43,6 +43,10 @@ class Part:
         """No placement is lower, in units."""
         return int(self.load.max())
 
+    def height(self, offsets: Ints) -> int:
+        """How high a placement is, both in units."""
+        return int((offsets + self.size).max())
+
 
 def split(buffers: Buffers) -> list[Part]:
     """The parts, the one of the highest load first."""
