@@ -124,7 +124,7 @@ def test_parts_share_no_moment_and_keep_who_meets_whom(item: Buffers) -> None:
 @given(buffers(most=12), st.randoms(use_true_random=False))
 def test_tables_by_powers_of_two_say_what_going_through_lifetimes_says(item: Buffers, random: Any) -> None:
     for part in split(item):
-        lattice = Lattice(part)
+        lattice = Lattice(part, np.arange(len(part.size)))
         rows, moments = range(len(lattice.order)), range(part.moments)
         heights = np.array([[random.randrange(99) for _ in range(2)] for _ in moments])
         offsets = np.array([[random.randrange(lattice.infinite) for _ in range(2)] for _ in rows])

@@ -44,7 +44,7 @@ class _States:
 
     Attributes:
         floor: (moments, states) below it nothing can be placed any more.
-        rest: (moments, states) bytes of unplaced buffers.
+        rest: (moments, states) units of unplaced buffers and of what lies above them.
         is_open: (n, states) whether the buffer is unplaced.
         offset: (n, states) where it would lie; `infinite` for placed ones.
         placed: (states,) the weighed sizes of what is placed.
@@ -70,7 +70,7 @@ class _States:
 
 
 class Beam:
-    """One search for a placement of at most `limit`, from what is placed already on.
+    """One search for places of a lattice's buffers, between what lies below and what lies above them.
 
     Args:
         limit: units; `search` finds no higher placement.
@@ -78,28 +78,27 @@ class Beam:
 
     def __init__(self, lattice: Lattice, tuning: Tuning, limit: int, random: np.random.Generator) -> None:
         self._lattice, self._tuning, self._limit = lattice, tuning, limit
-        least = int(lattice.load.max())
-        spare = least * (1 + tuning.goal + tuning.softness) - lattice.load.astype(np.float32)
-        weights = np.exp(tuning.noise * random.standard_normal(spare.shape)).astype(np.float32) / spare
+        self._least = int(lattice.load.max())
+        self._spare = self._least * (1 + tuning.goal + tuning.softness) - lattice.load.astype(np.float32)
+        weights = np.exp(tuning.noise * random.standard_normal(self._spare.shape)) / self._spare
         self._weights: Array = (weights / weights.sum()).astype(np.float32)
-        self._spare = spare.astype(np.float32)
-        self._least = least
-        self._reach: Array = (lattice.covers.T.astype(np.float32) @ self._weights).astype(np.float32)
+        self._reach: Array = lattice.covers.T.astype(np.float32) @ self._weights
         self._value: Array = (self._reach * lattice.size).astype(np.float32)
         self._hash = random.integers(-(2**62), 2**62, size=len(lattice.order))
 
-    def search(self, placed: list[int], deadline: float) -> Ints | None:
+    def search(self, below: Ints, above: Ints, deadline: float) -> Ints | None:
         """Offsets by row of the lattice, in units; None where the beam or the time has run out.
 
         Args:
-            placed: rows of buffers that are put down first, in this order.
+            below: (moments,) units that are taken at the lower end.
+            above: (moments,) units that are taken at the upper end, below `limit`.
             deadline: on the monotonic clock.
         """
-        states, offsets = self._root(placed)
+        states = self._root(below, above)
         if (states.floor + states.rest).max() > self._limit:
             return None
         steps: list[tuple[Ints, Ints, Array]] = []
-        for _ in range(len(placed), len(self._lattice.order)):
+        for _ in self._lattice.order:
             if time.monotonic() > deadline:
                 return None
             parents, rows = self._choices(states)
@@ -110,27 +109,25 @@ class Beam:
             if not kept.size:
                 return None
             steps.append((parents[kept], rows[kept], at[kept]))
-        state = int(states.floor.max(axis=0).argmin())
+        state = int((states.floor + states.rest).max(axis=0).argmin())
+        offsets = np.zeros(len(self._lattice.order), dtype=np.int64)
         for parents, rows, at in reversed(steps):
             offsets[rows[state]] = at[state]
             state = int(parents[state])
         return offsets
 
-    def _root(self, placed: list[int]) -> tuple[_States, Ints]:
-        lattice = self._lattice
-        floor, rest = np.zeros_like(lattice.load), lattice.load.copy()
+    def _root(self, below: Ints, above: Ints) -> _States:
+        lattice, dtype = self._lattice, self._lattice.load.dtype
         is_open = np.ones((len(lattice.order), 1), dtype=bool)
-        offsets = np.zeros(len(lattice.order), dtype=np.int64)
-        for row in placed:
-            lives = lattice.covers[:, row]
-            offsets[row] = floor[lives].max()
-            floor[lives] = offsets[row] + lattice.size[row]
-            rest[lives] -= lattice.size[row]
-        is_open[placed] = False
-        offset = np.where(is_open, lattice.highest(floor), lattice.infinite).astype(floor.dtype)
-        floor = np.where(rest > 0, lattice.lowest(offset), floor)
-        key = self._hash[placed].sum(keepdims=True)
-        return _States(floor, rest, is_open, offset, self._value[placed].sum(axis=0), key), offsets
+        rest = above.astype(dtype)[:, None] + (lattice.covers @ lattice.size).astype(dtype)
+        floor, offset = self._reached(below.astype(dtype)[:, None], is_open)
+        return _States(floor, rest, is_open, offset, np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.int64))
+
+    def _reached(self, floor: Array, is_open: Array) -> tuple[Array, Array]:
+        """`floor`, raised to what open buffers can reach, and where each of these would lie."""
+        offset = np.where(is_open, self._lattice.highest(floor), self._lattice.infinite).astype(floor.dtype)
+        lowest = self._lattice.lowest(offset)
+        return np.where(lowest < self._lattice.infinite, lowest, floor), offset
 
     def _choices(self, states: _States) -> tuple[Ints, Ints]:
         """States and the rows that may come next in them, the best few by a first glance."""
@@ -167,8 +164,7 @@ class Beam:
         is_open[rows, np.arange(len(rows))] = False
         rest = states.rest[:, parents] - lives * size
         floor = np.where(lives, at + size, states.floor[:, parents])
-        offset = np.where(is_open, lattice.highest(floor), lattice.infinite).astype(floor.dtype)
-        floor = np.where(rest > 0, lattice.lowest(offset), floor)
+        floor, offset = self._reached(floor, is_open)
         filled = floor + rest
         placed = states.placed[parents] + self._value[rows, 0]
         score = (floor * self._weights).sum(axis=0) - (1 + tuning.eagerness) * placed

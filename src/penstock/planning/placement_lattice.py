@@ -32,23 +32,28 @@ class _Level:
 
 
 class Lattice:
-    """One part, its buffers in another order: shorter lifetimes first.
+    """Some buffers of a part, in another order: shorter lifetimes first.
+
+    Args:
+        part: it gives the moments.
+        indices: which of its buffers; at least one.
 
     Attributes:
         order: (n,) of each row, which buffer of the part it is.
         first: (n,) the first moment of each row's lifetime.
         past: (n,) the moment after its last, up to twice `moments`.
         size: (n, 1) of each row.
-        load: (moments, 1) the part's.
+        load: (moments, 1) the part's, other buffers' too.
         covers: (moments, n) whether the row's buffer lives then.
         infinite: above every offset.
     """
 
-    def __init__(self, part: Part) -> None:
-        length = part.past - part.first
+    def __init__(self, part: Part, indices: Ints) -> None:
+        length = (part.past - part.first)[indices]
         power = np.array([value.bit_length() - 1 for value in length.tolist()], dtype=np.int64)
-        self.order = np.lexsort((part.first, power))
-        self.first, self.past, power = part.first[self.order], part.past[self.order], power[self.order]
+        by_power = np.lexsort((part.first[indices], power))
+        self.order, power = indices[by_power], power[by_power]
+        self.first, self.past = part.first[self.order], part.past[self.order]
         self.moments = part.moments
         self._wrapped = max(0, int(self.past.max()) - self.moments)
         total = int(part.size.sum())

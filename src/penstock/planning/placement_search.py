@@ -23,6 +23,7 @@ _STATES = 1 << 17  # buffers by states that a step may look at: a beam for thous
 _FRESH = 0.1  # the share of beams that begin with nothing
 _EQUAL = 0.5  # the share of the others that may end as high as what they began with: that leads elsewhere
 _PATIENCE = 200  # beams without success after which to begin anew
+_ANEW = (0.3, 0.95)  # the share of buffers that get new places, at least and at most
 _GOAL = 0.15  # the highest goal
 
 
@@ -33,6 +34,7 @@ class PartSearch:
         offsets: (n,) by buffer of the part, in units.
         height: units.
         bound: no placement is lower, in units.
+        is_searchable: whether it is small enough for beams.
     """
 
     def __init__(self, part: Part, offsets: Ints, seed: int = 0) -> None:
@@ -40,7 +42,7 @@ class PartSearch:
         self.offsets, self.height = offsets, part.height(offsets)
         self._present: Ints | None = None  # what beams keep an end of
         self._beams = self._failures = 0
-        self._lattice = Lattice(part) if len(part.size) * part.moments <= LARGEST_PART else None
+        self.is_searchable = len(part.size) * part.moments <= LARGEST_PART
         self._random = np.random.default_rng(seed)
 
     @property
@@ -48,33 +50,43 @@ class PartSearch:
         """Whether no placement is lower."""
         return self.height <= self.bound
 
-    @property
-    def is_searchable(self) -> bool:
-        """Whether it is small enough for beams."""
-        return self._lattice is not None
-
     def improve(self, deadline: float) -> None:
         """One beam; it ends at `deadline`, on the monotonic clock, if not before.
 
         It finds what is lower than the present placement, sometimes what is as high.
         """
-        assert self._lattice is not None
-        random, placed = self._random, []
-        present = self.part.height(self._present) if self._present is not None else round(1.5 * self.height)
+        random, part = self._random, self.part
+        low = high = np.zeros(0, dtype=np.int64)
+        present = part.height(self._present) if self._present is not None else round(1.5 * self.height)
         limit = present - 1
         if self._present is not None and random.random() >= _FRESH:
-            placed = self._kept(self._present)
+            low, high = self._kept(self._present)
             limit += random.random() < _EQUAL
         elif random.random() < 0.5:
             highest = min(limit, round(1.1 * self.height))
-            limit = round(self.part.least + (highest - self.part.least) * random.uniform(0.3, 1.0))
-        found = Beam(self._lattice, self._tuning(present), limit, random).search(placed, deadline)
+            limit = round(part.least + (highest - part.least) * random.uniform(0.3, 1.0))
         self._beams += 1
         self._failures += 1
+        found = self._between(low, high, limit, self._tuning(present), deadline)
         if found is not None:
-            self.take(settled(self.part, found[np.argsort(self._lattice.order)]))
+            self.take(settled(part, found))
         elif self._failures > _PATIENCE:
             self._present, self._failures = None, 0
+
+    def _between(self, low: Ints, high: Ints, limit: int, tuning: Tuning, deadline: float) -> Ints | None:
+        """Offsets of all, those of `low` and `high` kept at either end, the lower and the higher first."""
+        part = self.part
+        is_open = np.ones(len(part.size), dtype=bool)
+        is_open[low] = is_open[high] = False
+        lattice = Lattice(part, np.flatnonzero(is_open))
+        offsets, below = fallen(part, low.tolist())
+        from_top, above = fallen(part, high.tolist())
+        found = Beam(lattice, tuning, limit, self._random).search(below, above, deadline)
+        if found is None:
+            return None
+        offsets[high] = limit - from_top[high] - part.size[high]
+        offsets[lattice.order] = found
+        return offsets
 
     def take(self, offsets: Ints) -> None:
         """Go on from `offsets`."""
@@ -85,19 +97,20 @@ class PartSearch:
         if height < self.height:
             self.offsets, self.height = offsets, height
 
-    def _kept(self, offsets: Ints) -> list[int]:
-        """Rows of what keeps its place, lowest first."""
-        assert self._lattice is not None
-        if self._random.random() < 0.5:
-            offsets = self.part.height(offsets) - offsets - self.part.size
-        rows = np.argsort(offsets[self._lattice.order], kind="stable")
-        kept: list[int] = rows[: round(len(rows) * self._random.uniform(0.05, 0.7))].tolist()
-        return kept
+    def _kept(self, offsets: Ints) -> tuple[Ints, Ints]:
+        """What keeps its place at the lower end, lowest first, and at the upper, highest first."""
+        count, random = len(offsets), self._random
+        kept = count - round(count * random.uniform(*_ANEW))
+        low = round(kept * random.choice([0.0, 1.0, random.uniform()]))
+        rising = np.argsort(offsets, kind="stable")
+        falling = np.argsort(-(offsets + self.part.size), kind="stable")
+        falling = falling[~np.isin(falling, rising[:low])]
+        return rising[:low], falling[: kept - low]
 
     def _tuning(self, height: int) -> Tuning:
         random = self._random
         return Tuning(
-            width=max(2, min(_WIDTH, _FIRST_WIDTH << self._beams // 2, _STATES // (3 * len(self.part.size)))),
+            width=max(2, min(_WIDTH, _FIRST_WIDTH << min(self._beams // 2, 9), _STATES // (3 * len(self.part.size)))),
             goal=min(height / self.part.least - 1, _GOAL) * random.uniform(),
             softness=float(np.exp(random.uniform(np.log(0.01), np.log(0.3)))),
             eagerness=float(random.choice([0.0, 0.01, 0.02, 0.05, 0.1, 0.2])),
@@ -110,17 +123,21 @@ def settled(part: Part, offsets: Ints) -> Ints:
     """`offsets` after all has fallen up to the top and down again, as long as that makes the placement lower."""
     height = part.height(offsets)
     while True:
-        up = fallen(part, np.argsort(-(offsets + part.size), kind="stable").tolist())
+        up, _ = fallen(part, np.argsort(-(offsets + part.size), kind="stable").tolist())
         turned = part.height(up) - up - part.size
-        down = fallen(part, np.argsort(turned, kind="stable").tolist())
+        down, _ = fallen(part, np.argsort(turned, kind="stable").tolist())
         lower = part.height(down)
         if lower >= height:
             return offsets
         offsets, height = down, lower
 
 
-def fallen(part: Part, order: Sequence[int]) -> Ints:
-    """Offsets where buffers are put down in `order`, each on top of those that it meets."""
+def fallen(part: Part, order: Sequence[int]) -> tuple[Ints, Ints]:
+    """Buffers put down in `order`, each on top of those that it meets.
+
+    Returns:
+        (n,) offsets, 0 for those that `order` leaves out, and (moments,) the height reached at each.
+    """
     moments = part.moments
     first, past, size = part.first.tolist(), part.past.tolist(), part.size.tolist()
     tops, offsets = [0] * moments, [0] * len(size)
@@ -133,4 +150,4 @@ def fallen(part: Part, order: Sequence[int]) -> Ints:
         offsets[index] = offset
         tops[begin:end] = [offset + size[index]] * (end - begin)
         tops[:rest] = [offset + size[index]] * rest
-    return np.array(offsets, dtype=np.int64)
+    return np.array(offsets, dtype=np.int64), np.array(tops, dtype=np.int64)
