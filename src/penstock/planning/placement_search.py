@@ -21,9 +21,9 @@ _WIDTH = 30  # of beams half or twice as wide, placements were higher in the sam
 _FIRST_WIDTH = 4  # of the first two beams, which so are soon better than heuristics; the next are twice as wide
 _STATES = 1 << 17  # buffers by states that a step may look at: a beam for thousands of buffers is narrower
 _FRESH = 0.1  # the share of beams that begin with nothing
-_EQUAL = 0.5  # the share of the others that may end as high as what they began with: that leads elsewhere
-_PATIENCE = 200  # beams without success after which to begin anew
-_ANEW = (0.3, 0.95)  # the share of buffers that get new places, at least and at most
+_EQUAL = 0.8  # the share of the others that may end as high as what they began with: that leads elsewhere
+_PATIENCE = 400  # beams without success after which to begin anew
+_ANEW = (0.1, 0.8)  # the share of buffers that get new places, at least and at most
 _GOAL = 0.15  # the highest goal
 
 
