@@ -296,13 +296,14 @@ def test_the_checker_names_the_two_that_overlap() -> None:
 def test_the_checker_sees_across_the_end_of_a_pass() -> None:
     assert "buffers 0 and 3 overlap" in overlapping([0, 4, 4, 0], 8, period=7)
     check_placement(*arrays((0, 3, 4), (2, 5, 4), (5, 7, 4), (6, 8, 4)), np.array([0, 4, 0, 4]), 8, 7)
-    assert "buffers 1 and 0" not in overlapping([4, 0, 0, 4], 8, period=7)
+    assert "buffers 0 and 3 overlap" in overlapping([4, 0, 0, 4], 8, period=7)
 
 
 def test_the_checker_refuses_what_lies_outside_and_what_is_missing() -> None:
     assert "buffer 1 lies at 5 to 9, outside 0 to 8" in overlapping([0, 5, 0, 4], 8)
     assert "buffer 0 lies at -1 to 3" in overlapping([-1, 4, 0, 4], 8)
     assert "3 offsets" in overlapping([0, 4, 0], 8)
+    assert "buffer 3 lives from 6 on, outside 0 to 5" in overlapping([0, 4, 0, 4], 8, period=6)
     with pytest.raises(PlanError, match="height is 1 without a buffer"):
         check_placement(*arrays(), np.array([]), 1)
 

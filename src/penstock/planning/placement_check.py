@@ -41,19 +41,21 @@ def check_placement(
         _refuse(f"{len(lower)} lower, {len(upper)} upper, {count} sizes and {len(offsets)} offsets")
     if count == 0 and height != 0:
         _refuse(f"the height is {height} without a buffer")
-    begins, ends = np.asarray(lower).astype(object), np.asarray(upper).astype(object)
-    bottoms = np.asarray(offsets).astype(object)  # Python's numbers: none overflows
-    tops = bottoms + np.asarray(size).astype(object)
-    for index in range(count):
+    begins, ends = np.asarray(lower, dtype=np.int64), np.asarray(upper, dtype=np.int64)
+    bottoms, tops = np.asarray(offsets).tolist(), []
+    for index, nbytes in enumerate(np.asarray(size).tolist()):  # Python's numbers: none overflows
+        tops.append(bottoms[index] + nbytes)
         if bottoms[index] < 0 or tops[index] > height:
             _refuse(f"buffer {index} lies at {bottoms[index]} to {tops[index]}, outside 0 to {height}")
+        if period is not None and not 0 <= begins[index] < period:
+            _refuse(f"buffer {index} lives from {begins[index]} on, outside 0 to {period - 1}")
+    firsts, pasts = np.array(bottoms, dtype=np.int64), np.array(tops, dtype=np.int64)
     for index in range(count):
         after = slice(index + 1, count)
-        shares = (bottoms[after] < tops[index]) & (bottoms[index] < tops[after])
+        shares = (firsts[after] < pasts[index]) & (firsts[index] < pasts[after])
         together = (begins[after] < ends[index]) & (begins[index] < ends[after])
-        if period is not None:
-            for shift in (-period, period):
-                together |= (begins[after] + shift < ends[index]) & (begins[index] < ends[after] + shift)
+        if period is not None:  # one lives on when the other's next pass begins
+            together |= (begins[after] + period < ends[index]) | (begins[index] + period < ends[after])
         wrong = np.flatnonzero(shares & together)
         if wrong.size:
             other = index + 1 + int(wrong[0])

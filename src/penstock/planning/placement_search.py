@@ -100,7 +100,7 @@ class PartSearch:
     def _kept(self, offsets: Ints) -> tuple[Ints, Ints]:
         """What keeps its place at the lower end, lowest first, and at the upper, highest first."""
         count, random = len(offsets), self._random
-        kept = count - round(count * random.uniform(*_ANEW))
+        kept = count - max(1, round(count * random.uniform(*_ANEW)))
         low = round(kept * random.choice([0.0, 1.0, random.uniform()]))
         rising = np.argsort(offsets, kind="stable")
         falling = np.argsort(-(offsets + self.part.size), kind="stable")
