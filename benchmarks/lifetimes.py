@@ -1,4 +1,4 @@
-"""What a pass allocates and frees: each storage's bytes, the operation that makes it and the one after which it is gone.
+"""What a pass allocates and frees: each storage's bytes, the operation that makes it and the last that may read it.
 
 As `penstock.recorder` counts them, but one by one: lifetimes are all that placing activations takes.
 """
@@ -6,11 +6,13 @@ As `penstock.recorder` counts them, but one by one: lifetimes are all that placi
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.model import Model
@@ -54,35 +56,48 @@ class Allocations(TorchDispatchMode):
         weakref.finalize(storage, self._freed, key)
 
     def _freed(self, key: int) -> None:
-        self._upper[self._live.pop(key)] = self._moment + 1  # the operation that runs now may still read it
+        self._upper[self._live.pop(key)] = self._moment  # the operations that are over may have read it
 
     def lifetimes(self) -> tuple[Ints, Ints, Ints]:
-        """First moments, moments after the last and sizes in bytes; what was never freed lives to the end."""
-        upper = [self._moment + 1 if end is None else end for end in self._upper]
+        """First moments, moments past the last, and sizes in bytes; what was never freed lives to the end."""
+        lower = np.array(self._lower, dtype=np.int64)
+        upper = np.array([self._moment if end is None else end for end in self._upper], dtype=np.int64)
         nbytes = -(-np.array(self._nbytes, dtype=np.int64) // ALIGNMENT_NBYTES) * ALIGNMENT_NBYTES
-        return np.array(self._lower, dtype=np.int64), np.array(upper, dtype=np.int64), nbytes
+        return lower, np.maximum(upper, lower + 1), nbytes
 
 
 def lifetimes_of(model: Model) -> tuple[Ints, Ints, Ints]:
     """Lifetimes of what one call of `model` allocates. Nothing is computed: fake tensors stand in for all."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    module, inputs = skeleton(model), model.inputs()
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    module, mode = skeleton(model), FakeTensorMode(allow_non_fake_inputs=True)
+    _make_fake(module, mode)
+    inputs = {name: _fake(value, mode) for name, value in model.inputs().items()}
+    allocations = Allocations(_storages(module, inputs))
+    with torch.no_grad(), mode, allocations:
+        result = module(**inputs)
+    found = allocations.lifetimes()
+    del result  # it lives to the end
+    return found
+
+
+def _make_fake(module: nn.Module, mode: Any) -> None:
+    fakes: dict[int, nn.Parameter] = {}  # tied parameters stay tied
     for each in module.modules():
         for name, parameter in each._parameters.items():
             if parameter is not None:
-                with mode:
-                    fake = torch.empty_like(parameter, device="cpu")
-                each._parameters[name] = torch.nn.Parameter(fake, requires_grad=False)
+                if id(parameter) not in fakes:
+                    with mode:
+                        fakes[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="cpu"), False)
+                each._parameters[name] = fakes[id(parameter)]
         for name, buffer in each._buffers.items():
-            if buffer is not None:
-                each._buffers[name] = mode.from_tensor(buffer)
-    fakes = {name: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    present = [*module.parameters(), *module.buffers(), *(one for one in fakes.values() if isinstance(one, torch.Tensor))]
-    allocations = Allocations({tensor.untyped_storage()._cdata for tensor in present})
-    with torch.no_grad(), mode, allocations:
-        result = module(**fakes)
-    found = allocations.lifetimes()
-    del result
-    return found
+            each._buffers[name] = _fake(buffer, mode)
+
+
+def _fake(value: Any, mode: Any) -> Any:
+    return mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+
+
+def _storages(module: nn.Module, inputs: Mapping[str, Any]) -> set[int]:
+    tensors = [*module.parameters(), *module.buffers(), *inputs.values()]
+    return {tensor.untyped_storage()._cdata for tensor in tensors if isinstance(tensor, torch.Tensor)}
