@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from penstock.errors import PlanError
 from penstock.planning import placement_check
 from penstock.planning.placement import Placement, place
+from penstock.planning.placement_beam import Beam, Tuning
 from penstock.planning.placement_buffers import Buffers, checked
 from penstock.planning.placement_check import check_placement
 from penstock.planning.placement_heuristics import smartpool
@@ -136,18 +137,47 @@ def test_tables_by_powers_of_two_say_what_going_through_lifetimes_says(item: Buf
             assert (lowest[moment] == offsets[lattice.covers[moment]].min(axis=0)).all()
 
 
+@settings(deadline=None, max_examples=100)
+@given(buffers(), st.integers(0, 3), st.integers(1, 9))
+def test_a_beam_with_enough_room_places_all_between_what_is_below_and_above(
+    item: Buffers, seed: int, taken: int
+) -> None:
+    for part in split(item):
+        random = np.random.default_rng(seed)
+        lattice = Lattice(part, np.arange(len(part.size)))
+        below, above = random.integers(0, taken, (2, part.moments))
+        limit = int(part.size.sum()) + 2 * taken
+        found = Beam(lattice, Tuning(4, 0.1, 0.1, 0.05, 0.1, 0.2), limit, random).search(below, above, float("inf"))
+        assert found is not None
+        for row, covers in enumerate(lattice.covers.T):
+            assert below[covers].max() <= found[row]
+            assert found[row] + part.size[lattice.order[row]] + above[covers].max() <= limit
+        lifetimes = part.first[lattice.order], part.past[lattice.order], part.size[lattice.order]
+        check_placement(*lifetimes, found, limit, part.moments)
+
+
+def test_what_is_worse_is_gone_on_from_and_not_kept() -> None:
+    (part,) = split(checked(*arrays((0, 2, 1), (1, 3, 1))))
+    search = PartSearch(part, np.array([0, 1]))
+    search.take(np.array([0, 5]))
+    assert (search.offsets.tolist(), search.height) == ([0, 1], 2)
+
+
 @settings(deadline=None, max_examples=60)
 @given(buffers(), st.integers(0, 3))
-def test_a_beam_only_ever_lowers_a_placement(item: Buffers, seed: int) -> None:
-    offsets = np.cumsum(item.size) - item.size  # one above the other
+def test_beams_never_end_higher_than_before_and_do_the_same_again(item: Buffers, seed: int) -> None:
+    stacked = np.cumsum(item.size) - item.size  # one above the other
+    offsets = stacked.copy()
     for part in split(item):
-        search = PartSearch(part, offsets[part.indices] // part.unit, seed)
-        for _ in range(4):
-            before = search.height
-            if search.is_proved:
-                break
-            search.improve(float("inf"))
-            assert search.height <= before
+        found = []
+        for _ in range(2):
+            search = PartSearch(part, stacked[part.indices] // part.unit, seed)
+            for _ in range(4):
+                before = search.height
+                search.improve(float("inf"))
+                assert search.height <= before
+            found.append(search.offsets.tolist())
+        assert found[0] == found[1]
         offsets[part.indices] = search.offsets * part.unit
     check_placement(item.lower, item.upper, item.size, offsets, int((offsets + item.size).max()), item.period)
 
@@ -297,6 +327,8 @@ def test_the_checker_sees_across_the_end_of_a_pass() -> None:
     assert "buffers 0 and 3 overlap" in overlapping([0, 4, 4, 0], 8, period=7)
     check_placement(*arrays((0, 3, 4), (2, 5, 4), (5, 7, 4), (6, 8, 4)), np.array([0, 4, 0, 4]), 8, 7)
     assert "buffers 0 and 3 overlap" in overlapping([4, 0, 0, 4], 8, period=7)
+    with pytest.raises(PlanError, match="buffers 0 and 1 overlap"):
+        check_placement(*arrays((6, 8, 4), (0, 3, 4)), np.array([0, 3]), 7, 7)
 
 
 def test_the_checker_refuses_what_lies_outside_and_what_is_missing() -> None:

@@ -95,12 +95,11 @@ def _telling_moments(lower: Ints, upper: Ints, length: int) -> Ints:
     begins[lower] = True
     ends[(upper - 1) % length] = True
     kept = np.zeros(length, dtype=np.int64)
-    has_begun = False
-    for _ in range(2):  # the second time round what lives across the end has begun
-        for moment in range(length):
-            has_begun |= bool(begins[moment])
-            kept[moment] = has_begun and ends[moment]
-            has_begun &= not ends[moment]
+    has_begun = False  # where something lives on into moment 0, something begins there or the last moment tells more
+    for moment in range(length):
+        has_begun |= bool(begins[moment])
+        kept[moment] = has_begun and ends[moment]
+        has_begun &= not ends[moment]
     return kept
 
 
