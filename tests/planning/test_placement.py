@@ -243,6 +243,8 @@ def test_far_and_negative_moments_and_large_sizes_are_placed() -> None:
     largest = np.iinfo(np.int64).max
     placed = place(*arrays((-largest, largest, 1 << 61), (0, 1, 1 << 60), (1, largest, 3 << 59)))
     assert placed.height == placed.load == (1 << 61) + (3 << 59)
+    huge = np.array([1 << 60, (1 << 60) + 1, (1 << 60) + 3])
+    assert place(*arrays((0, 2, 1), (1, 3, 1), (2, 4, 1))[:2], huge, period=3, seconds=0.2).height == sum(huge.tolist())
 
 
 def test_unsigned_and_narrow_integers_are_taken() -> None:

@@ -56,9 +56,9 @@ class Lattice:
         self.first, self.past = part.first[self.order], part.past[self.order]
         self.moments = part.moments
         self._wrapped = max(0, int(self.past.max()) - self.moments)
-        total = int(part.size.sum())
-        dtype = np.int32 if 4 * total < np.iinfo(np.int32).max else np.int64
-        self.infinite = 2 * total + 1
+        # No height is above the sum of all sizes; what is added to `infinite` is no more than a few of these.
+        dtype = np.int32 if int(part.size.sum()) < np.iinfo(np.int32).max // 16 else np.int64
+        self.infinite = int(np.iinfo(dtype).max) // 4
         self.size: Array = part.size[self.order].astype(dtype)[:, None]
         self.load: Array = part.load.astype(dtype)[:, None]
         moment = np.arange(self.moments)[:, None]

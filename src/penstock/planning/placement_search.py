@@ -17,6 +17,7 @@ from penstock.planning.placement_lattice import Lattice
 from penstock.planning.placement_parts import Part
 
 LARGEST_PART = 1 << 26  # buffers by moments; above it tables take too much memory
+LARGEST_SUM = 1 << 50  # units of all sizes; above it sums of some of them would overflow
 _WIDTH = 30  # of beams half or twice as wide, placements were higher in the same time
 _FIRST_WIDTH = 4  # of the first two beams, which so are soon better than heuristics; the next are twice as wide
 _STATES = 1 << 17  # buffers by states that a step may look at: a beam for thousands of buffers is narrower
@@ -42,7 +43,7 @@ class PartSearch:
         self.offsets, self.height = offsets, part.height(offsets)
         self._present: Ints | None = None  # what beams keep an end of
         self._beams = self._failures = 0
-        self.is_searchable = len(part.size) * part.moments <= LARGEST_PART
+        self.is_searchable = len(part.size) * part.moments <= LARGEST_PART and int(part.size.sum()) <= LARGEST_SUM
         self._random = np.random.default_rng(seed)
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 
 from penstock.planning.placement_buffers import Ints
 from penstock.planning.placement_parts import Part
-from penstock.planning.placement_search import PartSearch
+from penstock.planning.placement_search import LARGEST_SUM, PartSearch
 
 _LARGEST = 20_000  # moments of all lifetimes: building a larger model takes seconds
 _FIRST_SECONDS, _ROUND_SECONDS = 3.0, 8.0  # after which the solver is asked again, from what is best by then
@@ -83,7 +83,7 @@ class Companion:
 
 
 def _is_small(part: Part) -> bool:
-    return int((part.past - part.first).sum()) <= _LARGEST
+    return int((part.past - part.first).sum()) <= _LARGEST and int(part.size.sum()) <= LARGEST_SUM
 
 
 def _solve(cp_model: Any, solver: Any, part: Part, limit: int, hint: Ints | None) -> tuple[Ints | None, int]:
