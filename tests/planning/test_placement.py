@@ -156,6 +156,11 @@ def test_a_beam_with_enough_room_places_all_between_what_is_below_and_above(
         check_placement(*lifetimes, found, limit, part.moments)
 
 
+def test_what_floats_settles() -> None:
+    (part,) = split(checked(*arrays((0, 2, 1), (1, 3, 1), (2, 4, 1))))
+    assert settled(part, np.array([9, 4, 7])).tolist() == [1, 0, 1]
+
+
 def test_what_is_worse_is_gone_on_from_and_not_kept() -> None:
     (part,) = split(checked(*arrays((0, 2, 1), (1, 3, 1))))
     search = PartSearch(part, np.array([0, 1]))

@@ -47,6 +47,9 @@ class Placement:
 def place(lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: int | None = None) -> Placement:
     """The lowest placement that is found in about `seconds`, checked; sooner where it is proved that none is lower.
 
+    The same question has the same answer where it is settled before the solver joins (after some twenty beams), as most
+    are; later it depends on which of the two is faster.
+
     Args:
         lower: (n,) integers, the first moment of each buffer's lifetime.
         upper: (n,) integers, the moment after its last, above `lower`: lifetimes are half-open.
