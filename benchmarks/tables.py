@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from benchmarks.markdown import Cell, Results, median_of, mib, ms, provenance, table
+from benchmarks.placement_tables import placement_table
 from benchmarks.planning_tables import layering_table, planning_table, prediction_table
 from benchmarks.strategy_tables import claims_table, strategies_table
 
@@ -178,5 +179,6 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "layering": (("demand_layering",), layering_table),
     "prediction": (("prediction",), prediction_table),
     "planning": (("planning",), planning_table),
+    "placement": (("placement",), placement_table),
 }
 """The tables by name, in the README's order: which results files each is made of, and how."""

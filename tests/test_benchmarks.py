@@ -159,6 +159,51 @@ def test_tables_go_between_their_markers_and_a_second_time_changes_nothing(folde
     assert report.fill_in(once, folder) == once
 
 
+def placed(ratio: float, *, proved: bool = False) -> dict[str, Any]:
+    return {"height_nbytes": 1, "ratio": ratio, "seconds": 1.5, "proved_optimal": proved}
+
+
+def test_placements_are_compared_by_height_and_only_hard_instances_count_for_the_mean() -> None:
+    ways = ("smartpool", "penstock 10 s", "tabu_search 10 s")
+    ratios = {"A": (1.3, 1.02, 1.1), "B": (1.5, 1.04, 1.2)}
+    cells = [
+        {"kind": "instance", "title": title, "buffers": 9, "ways": dict(zip(ways, map(placed, each), strict=True))}
+        for title, each in ratios.items()
+    ]
+    model = {"smartpool": placed(1.25), "penstock 10 s": placed(1.0, proved=True)}
+    cells.append({"kind": "model", "title": "BERT-L", "buffers": 400, "ways": model})
+    everything = envelope(cells)
+    everything["settings"] = {"repeats": 1, "seconds": [10.0], "omnimalloc": "1.0.0"}
+    made = tables.TABLES["placement"][1](everything)
+    row(made, "A", "9", "1.300", "1.020", "1.100")
+    row(made, "mean of these", "1.400", "1.030", "1.150")
+    row(made, "BERT-L", "400", "1.250", "1.000 †", "")
+    assert "mean in 10 s **1.030** (target ≤ 1.05), worst 1.040 (≤ 1.08)" in made
+    assert "models at most **1.000**" in made
+
+
+def test_lifetimes_of_a_pass_hold_at_once_what_its_dry_run_says() -> None:
+    import numpy as np
+    import torch
+    from benchmarks.lifetimes import ALIGNMENT_NBYTES, lifetimes_of
+    from benchmarks.problems import imagine_sources
+    from benchmarks.ways import skeleton
+
+    from penstock.dryrun import dry_trace
+    from penstock.runtime.collecting import collect_weights
+
+    model = MODELS["vgg16"].small()
+    lower, upper, nbytes = lifetimes_of(model)
+    load = max(int(nbytes[(lower <= moment) & (moment < upper)].sum()) for moment in np.unique(lower))
+    arguments = sum(value.numel() * value.element_size() for value in model.inputs().values())
+    module = skeleton(model)
+    weights = collect_weights(module, imagine_sources(module), torch.device("cpu"))
+    trace = dry_trace(module, module.forward, weights, (), model.inputs())
+    assert trace is not None
+    peak = trace.activations_nbytes - arguments
+    assert peak <= load <= peak + ALIGNMENT_NBYTES * len(lower)
+
+
 def test_a_table_without_results_stays_as_it_is(folder: Path) -> None:
     text = "<!-- benchmark:cold -->\nnothing yet\n<!-- /benchmark:cold -->"
     assert report.fill_in(text, folder) == text

@@ -11,6 +11,7 @@ ALLOWED_OUTSIDE = {
     "abc",
     "bisect",
     "collections",
+    "concurrent",
     "dataclasses",
     "functools",
     "itertools",

@@ -1,0 +1,33 @@
+"""Placements that are made at once, without search."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penstock.planning.placement_buffers import Buffers, Ints
+
+
+def smartpool(buffers: Buffers) -> Ints:
+    """Offsets in bytes, (n,), as SmartPool's memory pool assigns them (Zhang et al., arXiv 1903.06631, section 4).
+
+    The largest buffer first, of equal ones the earlier in the order given; each goes into the smallest gap that holds
+    it among the buffers that it meets and that have a place, and on top of them where there is none. What lives across
+    the end of a pass meets what lives at either end.
+    """
+    return best_fit(buffers, np.argsort(-buffers.size, kind="stable"))
+
+
+def best_fit(buffers: Buffers, order: Ints) -> Ints:
+    """Offsets in bytes, (n,), where buffers get their places in `order`, each in the smallest gap that holds it."""
+    offsets = np.zeros(len(buffers), dtype=np.int64)
+    for position, index in enumerate(order.tolist()):
+        placed = order[:position]
+        met = placed[buffers.meeting(index, placed)]
+        starts = offsets[met]
+        by_start = np.argsort(starts, kind="stable")
+        starts, ends = starts[by_start], (starts + buffers.size[met])[by_start]
+        floors = np.maximum.accumulate(np.concatenate([[0], ends]))
+        gaps = starts - floors[:-1]
+        fitting = np.flatnonzero(gaps >= buffers.size[index])
+        offsets[index] = floors[fitting[gaps[fitting].argmin()]] if fitting.size else floors[-1]
+    return offsets
