@@ -61,7 +61,7 @@ def level_candidates(problem: Problem, most: int = MOST_LEVELS) -> list[int]:
 
     The first is the most that any call has: without ebbs, everything is as it always was.
     """
-    if not knows_activations(problem):
+    if not problem.calls or not knows_activations(problem):
         return [problem.reserve.activations_nbytes]
     levels = sorted({call.activations_nbytes for call in problem.calls}, reverse=True)
     if len(levels) <= most:

@@ -59,6 +59,13 @@ class Fitting:
                     best, kept = plan, kept | {table}
         return best
 
+    def least_plan(self, strategy: str) -> Plan:
+        """The plan that streams everything in the least space; there is one from the least budget on."""
+        tables = {index for index, weight in enumerate(self._problem.weights) if weight.rows_only}
+        read = {weight for call in self._problem.calls for weight in call.reads}
+        bench = Bench(self._problem, self._capacity_nbytes, (), tables, merged=False, stays=self._stays)
+        return self._finish(strategy, frozenset(), tables & read, bench.try_least())
+
     def _plan(self, strategy: str, kept: frozenset[int], rows: Collection[int]) -> Plan:
         """The best plan in which the tables `kept` are resident and `rows` are not."""
         problem = self._problem
@@ -67,12 +74,15 @@ class Fitting:
             return finish(problem, strategy, {*self._whole, *kept}, sorted(rows), [], 0)
         small = self._small_residents(capacity_nbytes)
         found = self._best_candidate(capacity_nbytes - self._nbytes(small), kept | small, rows)
+        return self._finish(strategy, kept | small, rows, found)
+
+    def _finish(self, strategy: str, fixed: frozenset[int], rows: Collection[int], found: Candidate) -> Plan:
         return finish(
-            problem,
+            self._problem,
             strategy,
-            kept | small | found.residents,
+            fixed | found.residents,
             sorted(rows),
-            list_loads(problem, found.uses, found.starts, found.chunks),
+            list_loads(self._problem, found.uses, found.starts, found.chunks),
             found.region_nbytes,
             ebbs=list_ebbs(found.uses, found.extents, found.starts),
         )

@@ -48,22 +48,30 @@ class Optimal:
             work += call_count
             if best is None or _is_better(plan, best):
                 best = plan
-        if best is None:
-            raise AssertionError(f"no plan in {problem.budget_nbytes} bytes, which are enough")
-        return best
+        return best or self._least(problem, bound)
+
+    def _least(self, problem: Problem, bound: float) -> Plan:
+        """A plan where there is room for nothing but what one call after another needs."""
+        cuts, divided = next(_divisions(problem, bound))
+        level_nbytes = min(level_candidates(problem))
+        return replace(Fitting(divided, bound, level_nbytes).least_plan(self.name), cuts=cuts)
 
     def _variants(self, problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Fitting, int]]:
         """Ways to divide weights and memory that have a plan, the simplest first, with how long each is to solve."""
-        divisions = []
-        if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
-            divisions.append((tuple[Cut, ...](), problem))
-        divisions += [(cuts, divided.problem) for cuts, divided in list_divisions(problem, bound)]
         for levels in (_levels(problem)[:1], _levels(problem)[1:]):
-            for cuts, divided in divisions:
+            for cuts, divided in _divisions(problem, bound):
                 for level_nbytes in levels:
                     fitting = Fitting(divided, bound, level_nbytes)
                     if fitting.is_feasible:
                         yield cuts, fitting, len(divided.calls)
+
+
+def _divisions(problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Problem]]:
+    """Ways to divide the weights in which they fit: not at all, if so, and in slices."""
+    if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
+        yield (), problem
+    for cuts, divided in list_divisions(problem, bound):
+        yield cuts, divided.problem
 
 
 def _levels(problem: Problem) -> list[int]:
