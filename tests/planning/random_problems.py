@@ -60,7 +60,13 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
     return Problem(
         weights=items,
         calls=calls,
-        storage=Storage(draw(st.sampled_from([500.0, 2000.0, 20000.0])), draw(st.sampled_from([0.0, 0.01])), BLOCK),
+        storage=Storage(
+            draw(st.sampled_from([500.0, 2000.0, 20000.0])),
+            draw(st.sampled_from([0.0, 0.01])),
+            BLOCK,
+            load_compute_seconds=draw(st.sampled_from([0.0, 0.0, 0.02])),
+            read_compute_share=draw(st.sampled_from([0.0, 0.0, 0.125])),
+        ),
         budget_nbytes=1 + reserve.total_nbytes + int(share * total_nbytes),
         reserve=reserve,
         fingerprint="random",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from penstock.planning.lifetimes import Use, largest_live_nbytes, list_uses
 from penstock.planning.problem import Problem
-from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_moments
+from penstock.planning.ring import place_alternating, place_earliest, place_everywhere, place_stack, release_moments
 from penstock.planning.simulate import Clock, Schedule, row_stalls
 from penstock.planning.strategies.chunks import Chunk, split, whole
 from penstock.planning.strategies.fifo import Stream, estimate_seconds
@@ -19,6 +20,7 @@ SLOW_SHARE = 0.02
 """How much a pass with storage so slow counts: of plans that are as fast when all is well, the steadier one wins."""
 
 _SETTLING_PASSES = 2
+_MOST_PLACED = 1500  # ways to lay out what streams, where it is little
 _TIGHT = 2.5  # times the least region: in less, layers by turns at both ends may do better than a ring
 
 
@@ -106,6 +108,21 @@ class Bench:
             self._tried[residents] = self._try(residents)
         return self._tried[residents]
 
+    def try_everywhere(self, residents: frozenset[int], seconds: float) -> Candidate | None:
+        """The best candidate that keeps `residents`, of many ways to lay out the rest; None if none is below `seconds`."""
+        region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
+        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
+        uses, extents = [self.uses[index] for index in kept], [self.extents[index] for index in kept]
+        durations = [self.seconds[index] for index in kept]
+        if max(math.fsum(durations), math.fsum(self._call_seconds(uses, durations))) >= seconds:
+            return None
+        ways: dict[tuple[int, ...], list[int]] = {}
+        for starts in islice(place_everywhere(uses, extents, region_nbytes), _MOST_PLACED):
+            moments = release_moments(uses, extents, starts, region_nbytes, self.call_count)
+            ways.setdefault(tuple(moments), starts)
+        found = [one for starts in ways.values() for one in self._ways(residents, uses, extents, starts)]
+        return min((one for one in found if one.seconds < seconds), key=lambda one: one.rank, default=None)
+
     def try_least(self) -> Candidate:
         """The candidate that streams everything in the least space. Only for uses that are not merged."""
         stack = place_stack(self.uses, self.extents)
@@ -124,7 +141,9 @@ class Bench:
         least_nbytes = largest_live_nbytes(self._problem, uses)
         if least_nbytes <= region_nbytes < _TIGHT * least_nbytes:
             blocks_nbytes = region_nbytes - region_nbytes % self._problem.storage.block_nbytes
-            placed.append(place_alternating(uses, extents, blocks_nbytes))
+            starts = place_alternating(uses, extents, blocks_nbytes)
+            if all(start + nbytes <= blocks_nbytes for start, nbytes in zip(starts, extents, strict=True)):
+                placed.append(starts)  # merged uses need not nest, and may then be stacked too high
         found = [candidate for starts in placed for candidate in self._ways(residents, uses, extents, starts)]
         return min(found, key=lambda candidate: candidate.rank, default=None)
 

@@ -9,8 +9,10 @@ looked for in turn by a quick estimate (see `fifo`), and what looks best is laid
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from penstock.planning.strategies.candidates import Bench, Candidate
 from penstock.planning.strategies.diffusion import Spreader
@@ -25,6 +27,8 @@ _GRID: dict[str, tuple[float, ...]] = {
 _ROUNDS = 2
 _LAID_OUT = 5  # of what looks best
 _GOOD_ENOUGH = 1.001
+_FEW = 8  # uses: then every choice of residents is tried
+_FEW_PLACED = 6  # uses: then they are laid out in many ways, too
 _NEAR = 12  # uses before a stall among which one may be kept instead
 
 
@@ -63,9 +67,23 @@ class Search:
                     return self._best
             if choice == before:
                 break
-        if not self._lay_out(_LAID_OUT):
+        if len(self._bench.uses) <= _FEW:
+            self._try_all()
+        elif not self._lay_out(_LAID_OUT):
             self._exchange(trials)
         return self._best
+
+    def _try_all(self) -> None:
+        """Lay out every choice of residents, and where few are left to stream, those in many ways."""
+        bench, weights = self._bench, sorted(self._bench.extent)
+        choices = [frozenset(some) for count in range(len(weights) + 1) for some in combinations(weights, count)]
+        for residents in choices:
+            self._keep(bench.try_residents(residents))
+        for residents in choices:
+            limit = math.inf if self._best is None else self._best.seconds
+            streamed = sum(use.weight not in residents for use in bench.uses)
+            if limit > self._goal and streamed <= _FEW_PLACED and bench.lacking_nbytes(residents) <= 0:
+                self._keep(bench.try_everywhere(residents, limit))
 
     def _estimate(self, choice: _Choice) -> float:
         if choice not in self._tried:
@@ -79,10 +97,12 @@ class Search:
     def _lay_out(self, count: int) -> bool:
         """Lay out what looks best; whether one of them is as good as can be."""
         for residents in sorted(self._estimates, key=lambda residents: self._estimates[residents])[:count]:
-            candidate = self._bench.try_residents(residents)
-            if candidate is not None and (self._best is None or candidate.rank < self._best.rank):
-                self._best = candidate
+            self._keep(self._bench.try_residents(residents))
         return self._best is not None and self._best.seconds <= self._goal
+
+    def _keep(self, candidate: Candidate | None) -> None:
+        if candidate is not None and (self._best is None or candidate.rank < self._best.rank):
+            self._best = candidate
 
     def _residents(self, choice: _Choice) -> frozenset[int] | None:
         bench = self._bench
@@ -122,6 +142,4 @@ class Search:
                 weight = leaving.pop(draw.randrange(len(leaving)))
                 residents.discard(weight)
                 lacking -= bench.extent[weight]
-            candidate = bench.try_residents(frozenset(residents))
-            if candidate is not None and candidate.rank < best.rank:
-                self._best = candidate
+            self._keep(bench.try_residents(frozenset(residents)))
