@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from mmap import PAGESIZE
 from typing import Any
 
 from penstock.runtime.devices.base import Arena, Completion, TransferQueue
@@ -12,6 +14,22 @@ from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.runtime.storage import Storage
 
 POISON = 0xFF  # NaN in every floating dtype, nonsense in the others
+
+
+class _PoisonedArena(CpuArena):
+    """Poison from the beginning, and wherever memory is given back: a weight that lay there would be gone for good."""
+
+    def __init__(self, nbytes: int, note: Callable[[int], None]) -> None:
+        super().__init__(nbytes)
+        self._note = note
+        self.view[:] = bytes([POISON]) * nbytes
+
+    def give_back(self, offset: int, nbytes: int) -> None:
+        super().give_back(offset, nbytes)
+        begin, end = -(-offset // PAGESIZE) * PAGESIZE, (offset + nbytes) // PAGESIZE * PAGESIZE
+        if begin < end:
+            self._note(end - begin)
+            self.view[begin:end] = bytes([POISON]) * (end - begin)
 
 
 class AdversarialDevice(CpuDevice):
@@ -25,12 +43,13 @@ class AdversarialDevice(CpuDevice):
     def __init__(self, seed: int = 0, read_nbytes: int = 64 << 10) -> None:
         self._random = random.Random(seed)
         self._read_nbytes = read_nbytes
-        self.freed_nbytes = 0
+        self.freed_nbytes = self.given_back_nbytes = 0
 
     def allocate(self, nbytes: int) -> CpuArena:
-        arena = super().allocate(nbytes)
-        arena.view[:] = bytes([POISON]) * len(arena.view)
-        return arena
+        return _PoisonedArena(nbytes, self._note_given_back)
+
+    def _note_given_back(self, nbytes: int) -> None:
+        self.given_back_nbytes += nbytes
 
     def open_queue(self, arena: Arena, storage: Storage, done: Completion, **tuning: Any) -> TransferQueue:
         return _HoldingQueue(

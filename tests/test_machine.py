@@ -48,6 +48,8 @@ def test_a_profile_has_every_combination_and_sound_numbers(folder: Path) -> None
     assert profile.block_nbytes in (512, 4096)
     assert profile.best_read_nbytes in machine.READ_NBYTES
     assert profile.best_threads in machine.THREADS
+    assert profile.regain_bytes_per_second > 0
+    assert profile.page_nbytes % 4096 == 0
 
 
 def test_measuring_leaves_no_file_beside_the_checkpoint(folder: Path) -> None:
@@ -86,6 +88,8 @@ def _cache_file(cache: Path) -> Path:
         {"bytes_per_second": -1e9},
         {"bytes_per_second": "fast"},
         {"bytes_per_second": 10**400},
+        {"regain_bytes_per_second": 0},
+        {"page_nbytes": -4096},
         {"block_nbytes": 512.0},
         {"bytes_per_second": float("nan")},
         {"request_seconds": None},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -89,12 +90,39 @@ class Admission:
     def _primary_overhead(self) -> int:
         return self.primary.overhead_nbytes if self.primary is not None else 0
 
+    def activation_shares(self) -> tuple[float, ...]:
+        """For each call of `primary` the largest part of its activations that any kind of call known has there.
+
+        Where another kind goes through other layers, nobody knows when it has what: all of it, at any time.
+        """
+        if self.primary is None:
+            return ()
+        shares = [0.0] * len(self.primary.calls)
+        modules = [call.module for call in self.primary.calls]
+        for trace in (self.primary, *self._traces.values()):
+            if [call.module for call in trace.calls] != modules:
+                return (1.0,) * len(shares)
+            most_nbytes = trace.activations_nbytes
+            for index, call in enumerate(trace.calls):
+                is_known = call.live_nbytes and most_nbytes
+                shares[index] = max(shares[index], min(call.live_nbytes / most_nbytes, 1.0) if is_known else 1.0)
+        return tuple(shares)
+
     def note_overhead(self, signature: Signature, nbytes: int) -> None:
         """A pass of this kind was measured."""
         trace = self._traces.get(signature)
         rounded = -(-nbytes // _QUANTUM_NBYTES) * _QUANTUM_NBYTES
         if trace is not None and rounded > trace.overhead_nbytes:
             self.add(signature, replace(trace, overhead_nbytes=rounded))
+
+
+def with_shares(trace: Trace, shares: Sequence[float]) -> Trace:
+    """`trace`, whose calls have these parts of its activations."""
+    calls = (
+        replace(call, live_nbytes=math.ceil(share * trace.activations_nbytes))
+        for call, share in zip(trace.calls, shares, strict=True)
+    )
+    return replace(trace, calls=tuple(calls))
 
 
 def assumed_trace(root: nn.Module, weights: Sequence[BoundWeight]) -> Trace:

@@ -17,7 +17,7 @@ from pathlib import Path
 from penstock.cache import cache_dir as cache_dir
 from penstock.cache import read_json, write_json
 from penstock.errors import StorageError
-from penstock.probe import Progress, Rate, fill, measure_copy, measure_rates, open_probe
+from penstock.probe import Progress, Rate, fill, measure_copy, measure_rates, measure_regain, open_probe, page_nbytes
 
 KIB, MIB = 2**10, 2**20
 READ_NBYTES = (256 * KIB, 512 * KIB, 1 * MIB, 2 * MIB, 4 * MIB, 8 * MIB)
@@ -28,7 +28,7 @@ _QUICK_ROUNDS, _FULL_ROUNDS = 3, 4
 _OWN_FILE_NBYTES = 64 * MIB  # a checkpoint of this size is measured itself; a smaller one might lie in a drive's cache
 _QUICK_PROBE_NBYTES, _FULL_PROBE_NBYTES = 64 * MIB, 256 * MIB
 _NEARLY = 0.95
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class StorageProfile:
         measured_at: when, ISO 8601 in UTC.
         direct: whether direct I/O works; if not, reads go through the page cache and leave it again.
         copy_bytes_per_second: from memory to memory, one thread, as a copy stage would.
+        regain_bytes_per_second: at which memory that was given back to the system comes again as it is written.
+        page_nbytes: in multiples of which memory can be given back.
     """
 
     bytes_per_second: float
@@ -56,6 +58,8 @@ class StorageProfile:
     measured_at: str
     direct: bool
     copy_bytes_per_second: float
+    regain_bytes_per_second: float
+    page_nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,8 @@ def _profile(file: Path, quick: bool, progress: Progress | None) -> StorageProfi
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         direct=probe.direct,
         copy_bytes_per_second=measure_copy(rounds=rounds),
+        regain_bytes_per_second=measure_regain(rounds=rounds),
+        page_nbytes=page_nbytes(),
     )
 
 
@@ -230,8 +236,8 @@ def _from_json(value: object) -> StorageProfile | None:
         fields = {key: kept for key, kept in value.items() if key != "version"}
         table = tuple(Rate(**row) for row in fields["table"])
         profile = StorageProfile(**{**fields, "table": table})
-        counts = [fields[name] for name in ("block_nbytes", "best_read_nbytes", "best_threads")]
-        rates = [fields["bytes_per_second"], fields["copy_bytes_per_second"]]
+        counts = [fields[name] for name in ("block_nbytes", "best_read_nbytes", "best_threads", "page_nbytes")]
+        rates = [fields[f"{what}bytes_per_second"] for what in ("", "copy_", "regain_")]
         for row in fields["table"]:
             counts += [row["read_nbytes"], row["threads"]]
             rates += [row["bytes_per_second"]]

@@ -19,6 +19,9 @@ Progress = Callable[[int, int], None]
 
 _HUGE_PAGE_NBYTES = 2 << 20
 _COPY_NBYTES = 32 << 20  # beyond what caches hold
+_REGAIN_NBYTES = (
+    128 << 20
+)  # the system gives the pages out first that it was given back last: caches hold 32 MiB of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,30 @@ def fill(descriptor: int, nbytes: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fdatasync(descriptor)
         os.posix_fadvise(descriptor, offset, len(chunk), os.POSIX_FADV_DONTNEED)
+
+
+def page_nbytes() -> int:
+    """Of memory in huge pages where the system grants them, what can be given back to it by itself."""
+    folder = Path("/sys/kernel/mm/transparent_hugepage")
+    with contextlib.suppress(OSError, ValueError):
+        if "[never]" not in (folder / "enabled").read_text():
+            return max(int((folder / "hpage_pmd_size").read_text()), mmap.PAGESIZE)
+    return mmap.PAGESIZE
+
+
+def measure_regain(*, rounds: int) -> float:
+    """Bytes per second at which memory that was given back to the system comes again: the median of `rounds`.
+
+    It comes page by page as it is first written, here by one thread that writes a byte of each.
+    """
+    seconds = []
+    with anonymous_memory(_REGAIN_NBYTES) as memory, memoryview(memory) as view, view[:: mmap.PAGESIZE] as pages:
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            pages[:] = bytes(len(pages))
+            seconds.append(time.perf_counter() - began)
+            memory.madvise(mmap.MADV_DONTNEED)
+    return _REGAIN_NBYTES / statistics.median(seconds[1:])
 
 
 def measure_copy(*, rounds: int) -> float:

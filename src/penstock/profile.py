@@ -103,8 +103,10 @@ def make_problem(
         profile.request_seconds,
         BLOCK_NBYTES,
         profile.copy_bytes_per_second,
-        LOAD_COMPUTE_SECONDS,
-        READ_COMPUTE_SHARE,
+        load_compute_seconds=LOAD_COMPUTE_SECONDS,
+        read_compute_share=READ_COMPUTE_SHARE,
+        regain_bytes_per_second=profile.regain_bytes_per_second,
+        page_nbytes=profile.page_nbytes,
     )
     key = repr((specs, calls, storage, budget_nbytes, reserve))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()

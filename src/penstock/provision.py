@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from penstock.admission import Admission, assumed_trace
+from penstock.admission import Admission, assumed_trace, with_shares
 from penstock.budget import Budget
 from penstock.capacity import capacity_for
 from penstock.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.machine import storage_profile
+from penstock.planning import Plan, Problem
 from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
 from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
@@ -75,6 +76,7 @@ class Provision:
         self.deployment = Deployment(module, checkpoint, weights, owned_folder)
         footprint.arena_nbytes = self.deployment.arena_nbytes
         self._is_growing = self.is_outgrown = False
+        self._shares: tuple[float, ...] = ()  # of activations, by call, which the ebbs of the plan in force go by
         self.admitted: Signature | None = None
         self.learning: dict[Signature, int] = {}
 
@@ -99,7 +101,8 @@ class Provision:
         installation = self.deployment.installation
         if installation is None or self.terms.budget.nbytes < MEASURABLE_NBYTES:
             return sys.maxsize
-        return installation.plan.reserve.total_nbytes - margin_nbytes(self.terms.budget.nbytes)
+        plan = installation.plan
+        return plan.prediction.peak_nbytes - plan.arena_nbytes - plan.staging_nbytes - margin_nbytes(plan.budget_nbytes)
 
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
@@ -119,7 +122,7 @@ class Provision:
         self.footprint.is_measuring = bool(self.learning)
         self.admission.add(signature, trace)
         if grown_nbytes is not None and self.terms.budget.nbytes >= MEASURABLE_NBYTES:
-            overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes
+            overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes + _ebbed_nbytes(plan)
             self.admission.note_overhead(signature, max(overhead_nbytes, 1))  # 0 stands for unmeasured
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
@@ -153,6 +156,8 @@ class Provision:
             self._make_room(needed)
         elif self.is_outgrown:
             self._make_fit(needed)
+        elif self.deployment.plan.ebbs and self.admission.activation_shares() != self._shares:
+            self._make_room(needed)  # this kind of call has its activations at other times
         self.admitted = signature
         if admission.take_to_measure(signature):
             self.learning.setdefault(signature, _TIMED_PASSES)
@@ -246,8 +251,22 @@ class Provision:
         return self.admission.overhead_nbytes // CAUTION_OF_OVERHEAD
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
+        problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)
+        if plan.ebbs:  # activations have room at their own times only, so those of all kinds of calls count
+            self._shares = self.admission.activation_shares()
+            problem, plan = self._plan_with(with_shares(primary, self._shares), activations_nbytes, caution_nbytes)
+        return_free_memory()  # planning has left some in between
+        self.is_outgrown = False
+        present, realigned = self.deployment.installation, self._to_realign()
+        is_same = present is not None and present.plan.problem_fingerprint == plan.problem_fingerprint
+        if is_same and realigned <= self.deployment.realigned:
+            return
+        self.admitted = None
+        self.deployment.install(problem, plan, self.terms.device, realigned)
+
+    def _plan_with(self, trace: Trace, activations_nbytes: int, caution_nbytes: int) -> tuple[Problem, Plan]:
         problem = make_problem(
-            primary,
+            trace,
             self.weights,
             self._profile,
             budget_nbytes=self.terms.budget.nbytes,
@@ -258,12 +277,9 @@ class Provision:
             caution_nbytes=caution_nbytes,
             capacity=self._capacity,
         )
-        plan = kept_plan(problem, self.terms.strategy, self.terms.options)
-        return_free_memory()  # planning has left some in between
-        self.is_outgrown = False
-        present, realigned = self.deployment.installation, self._to_realign()
-        is_same = present is not None and present.plan.problem_fingerprint == plan.problem_fingerprint
-        if is_same and realigned <= self.deployment.realigned:
-            return
-        self.admitted = None
-        self.deployment.install(problem, plan, self.terms.device, realigned)
+        return problem, kept_plan(problem, self.terms.strategy, self.terms.options)
+
+
+def _ebbed_nbytes(plan: Plan) -> int:
+    """How far a pass stays below arena, staging and reserve together, because the arena ebbs where it needs most."""
+    return plan.arena_nbytes + plan.staging_nbytes + plan.reserve.total_nbytes - plan.prediction.peak_nbytes

@@ -12,7 +12,9 @@ import torch
 
 from penstock.checkpoint import FileIdentity, Piece, WeightSource
 from penstock.errors import StorageError
+from penstock.footprint import read_memory
 from penstock.runtime.devices.base import ALIGNMENT_NBYTES, Arena, Device, settled_offset
+from penstock.runtime.devices.cpu_queue import HUGE_PAGE_NBYTES
 from penstock.runtime.storage import FileStorage, Storage
 
 NBYTES = 1 << 20
@@ -56,6 +58,9 @@ def piece_source(file_offset: int, nbytes: int) -> WeightSource:
 
 class DeviceConformance(ABC):
     """A claim per test about a device's arena and transfer queue."""
+
+    gives_memory_back = True
+    """Whether the pages that are given back are seen to be gone."""
 
     @abstractmethod
     def make(self) -> Device:
@@ -171,6 +176,41 @@ class DeviceConformance(ABC):
         assert set(reports.errors.values()) == {None}
         assert bytes(arena.tensor(5000, torch.uint8, (70_000,)).tolist()) == content[5000:75_000]
         queue.close()
+
+    def test_memory_that_is_given_back_is_not_resident_and_can_be_filled_again(
+        self, device: Device, storage: Storage, content: bytes
+    ) -> None:
+        arena = device.allocate(3 * HUGE_PAGE_NBYTES + BLOCK)
+        filled = arena.tensor(0, torch.uint8, (arena.nbytes,)).fill_(1)
+        assert arena.resident_nbytes() >= arena.nbytes
+        arena.give_back(HUGE_PAGE_NBYTES, HUGE_PAGE_NBYTES)
+        if self.gives_memory_back:
+            assert arena.resident_nbytes() <= arena.nbytes - HUGE_PAGE_NBYTES + BLOCK
+        assert bool(filled[:HUGE_PAGE_NBYTES].all() and filled[2 * HUGE_PAGE_NBYTES :].all())
+        reports = Reports()
+        queue = device.open_queue(arena, storage, reports)
+        queue.submit(0, piece_source(17, 300_000), HUGE_PAGE_NBYTES + 17)
+        reports.wait_for(1)
+        queue.close()
+        again = filled[HUGE_PAGE_NBYTES + 17 :][:300_000]
+        assert bytes(again.tolist()) == content[17:300_017]
+        arena.close()
+
+    def test_of_bytes_that_are_no_whole_page_nothing_is_given_back(self, arena: Arena) -> None:
+        filled = arena.tensor(0, torch.uint8, (arena.nbytes,)).fill_(1)
+        arena.give_back(1, BLOCK)
+        arena.give_back(BLOCK, 0)
+        assert bool(filled.all())
+
+    def test_no_memory_beyond_its_end_comes_with_an_arena(self, device: Device) -> None:
+        before = read_memory()
+        arena = device.allocate(HUGE_PAGE_NBYTES // 2)
+        arena.tensor(0, torch.uint8, (arena.nbytes,)).fill_(1)
+        after = read_memory()
+        assert before is not None
+        assert after is not None
+        assert after.anonymous_nbytes - before.anonymous_nbytes < HUGE_PAGE_NBYTES
+        arena.close()
 
     def test_tensors_share_the_arena_and_keep_only_their_own_bytes(self, arena: Arena) -> None:
         first, again = (arena.tensor(64, torch.float32, (2, 3)) for _ in range(2))

@@ -38,5 +38,7 @@ class TestStagedCpuDevice(DeviceConformance):
 class TestAdversarialDevice(DeviceConformance):
     """The device that tests the runtime has to be a proper device itself."""
 
+    gives_memory_back = False  # it poisons it
+
     def make(self) -> Device:
         return AdversarialDevice(seed=1)

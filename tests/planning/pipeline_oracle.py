@@ -150,10 +150,22 @@ class Pipeline:
             return False
         if not self._is_over(item.after):
             return False
+        if self._awaits_ebb(item):
+            return False
         before = self.items[:index]
         if item.staging is not None:
             return not any(overlap(item.staging, other.staging) and other.copy_end == math.inf for other in before)
         return not any(overlap(item.arena, other.arena) and not self._is_over(other.last) for other in before)
+
+    def _awaits_ebb(self, item: Item) -> bool:
+        """Whether memory that ebbs before the item is needed, where it would lie, has not come back."""
+        block = self.problem.storage.block_nbytes
+        for ebb in self.plan.ebbs:
+            span = ebb.offset // block, (ebb.offset + ebb.nbytes) // block
+            lasts = [base + ebb.last_call for base in range(0, self.calls, self.count)]
+            if overlap(item.arena, span) and any(last < item.first and not self._is_over(last) for last in lasts):
+                return True
+        return False
 
     def _may_copy(self, item: Item, now: float) -> bool:
         if self.boundaries and item.layer - 1 not in self.cycle_begin:

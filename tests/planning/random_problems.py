@@ -43,18 +43,19 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
     """Problems whose budget lies between `budget_from` and 1.2 times the bytes of all weights, feasible or not."""
     items = tuple(draw(weights(index)) for index in range(draw(st.integers(1, 14))))
     lasts = _nested_lasts(draw, draw(st.integers(1, 16)))
+    reserve = Reserve(draw(st.integers(0, 300)), draw(st.integers(0, 100)), draw(st.integers(0, 100)))
     calls = tuple(
         Call(
             name=f"c{index}",
             seconds=draw(st.sampled_from([0.0, 0.1, 0.5, 2.0])),
             reads=tuple(draw(st.lists(st.integers(0, len(items) - 1), max_size=3, unique=True))),
             last=last,
+            activations_nbytes=draw(st.sampled_from([0, reserve.activations_nbytes // 2, reserve.activations_nbytes])),
             kind=draw(st.sampled_from(sorted(SLOWDOWNS))),
             load_nbytes=draw(st.sampled_from([None, 0, 300, 5000])),
         )
         for index, last in enumerate(lasts)
     )
-    reserve = Reserve(draw(st.integers(0, 300)), draw(st.integers(0, 100)), draw(st.integers(0, 100)))
     total_nbytes = sum(item.nbytes + 2 * BLOCK for item in items)
     share = draw(st.floats(budget_from, 1.2))
     return Problem(
@@ -66,6 +67,8 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
             BLOCK,
             load_compute_seconds=draw(st.sampled_from([0.0, 0.0, 0.02])),
             read_compute_share=draw(st.sampled_from([0.0, 0.0, 0.125])),
+            regain_bytes_per_second=draw(st.sampled_from([3000.0, 1e10])),
+            page_nbytes=draw(st.sampled_from([BLOCK, 3 * BLOCK])),
         ),
         budget_nbytes=1 + reserve.total_nbytes + int(share * total_nbytes),
         reserve=reserve,

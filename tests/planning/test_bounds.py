@@ -17,7 +17,7 @@ ROUNDING = 1 + 1e-9
 
 @st.composite
 def tiny_problems(draw: st.DrawFn, *, sliceable: bool) -> Problem:
-    """Two to five weights of one to three blocks, leaf calls, any budget; all times are whole sixteenths of a second."""
+    """Two to five weights of one to three blocks, leaf calls, any budget; times are short binary fractions."""
     block = draw(st.sampled_from([512, 1 << 20]))  # of a megabyte, loads may come in parts
     weights = []
     for index in range(draw(st.integers(2, 4 if sliceable else 5))):

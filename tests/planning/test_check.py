@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError, PlanError
-from penstock.planning import Call, Load, Plan, Problem, Slot, check, make_plan
+from penstock.planning import Call, Ebb, Load, Plan, Problem, Reserve, Slot, check, make_plan
 
+from .ebbing import ring_plan
 from .random_problems import BLOCK, chain, problems
 
 
@@ -84,6 +85,15 @@ def test_an_arena_over_budget_is_caught(plan: Plan) -> None:
 def test_a_predicted_peak_that_leaves_something_out_is_caught(plan: Plan) -> None:
     with pytest.raises(PlanError, match="peak"):
         check(_problem(), replace(plan, prediction=replace(plan.prediction, peak_nbytes=plan.arena_nbytes - 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [({"peak_nbytes": 5 * 4096 + 1}, "exceeds the budget"), ({"call_streamed_nbytes": (0, 1 << 20)}, "arena")],
+)
+def test_a_prediction_of_more_than_there_is_is_caught(plan: Plan, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(PlanError, match=match):
+        check(_problem(), replace(plan, prediction=replace(plan.prediction, **changes)))
 
 
 def test_overlapping_residents_are_caught(plan: Plan) -> None:
@@ -263,3 +273,91 @@ def test_no_load_can_be_left_out_or_moved_off_its_block(problem: Problem, data: 
     shift = data.draw(st.integers(1, BLOCK - 1))
     with pytest.raises(PlanError, match="congruent"):
         check(problem, _with_load(plan, index, offset=plan.loads[index].offset + shift))
+
+
+EBBING = (2 * 4096, 4096, 4096)
+
+
+def _ebbing() -> tuple[Problem, Plan]:
+    """Ten weights of a block; the first three calls have activations, and their plan an ebb, and one weight stays."""
+    problem = chain([4096] * 10, [1e-5] * 10, 5 * 4096, block_nbytes=4096)
+    calls = tuple(
+        replace(call, activations_nbytes=EBBING[index] if index < 3 else 0) for index, call in enumerate(problem.calls)
+    )
+    problem = replace(problem, calls=calls, reserve=Reserve(max(EBBING), 0, 0))
+    plan = ring_plan(problem, 0, {9})
+    assert plan is not None
+    return problem, plan
+
+
+def test_a_plan_with_an_ebb_has_more_arena_than_activations_leave_beside_them() -> None:
+    problem, plan = _ebbing()
+    check(problem, plan)
+    assert [(ebb.nbytes, ebb.first_call, ebb.last_call) for ebb in plan.ebbs] == [(2 * 4096, 0, 2)]
+    assert plan.arena_nbytes + problem.reserve.total_nbytes > problem.budget_nbytes
+    with pytest.raises(PlanError, match="do not fit the budget"):
+        check(problem, replace(plan, ebbs=()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"last_call": 0}, "do not fit the budget"),
+        ({"first_call": 1}, "do not fit the budget"),
+        ({"nbytes": 4096}, "do not fit the budget"),
+        ({"first_call": -1}, "of calls -1"),
+        ({"last_call": 10}, "of calls 0 to 10"),
+        ({"first_call": 3}, "of calls 3 to 2"),
+        ({"offset": -4096}, "outside the arena"),
+        ({"offset": 4 * 4096}, "outside the arena"),
+        ({"nbytes": 0}, "outside the arena"),
+        ({"offset": 512}, "whole pages"),
+        ({"nbytes": 4096 + 512}, "whole pages"),
+    ],
+)
+def test_an_ebb_that_cannot_be_is_caught(changes: dict[str, int], match: str) -> None:
+    problem, plan = _ebbing()
+    with pytest.raises(PlanError, match=match):
+        check(problem, replace(plan, ebbs=(replace(plan.ebbs[0], **changes),)))
+
+
+def test_what_lies_where_memory_is_given_back_is_caught() -> None:
+    problem, plan = _ebbing()
+    (ebb,) = plan.ebbs
+    longest = replace(ebb, last_call=9)
+    with pytest.raises(PlanError, match=r"gives bytes back while w\d holds them"):
+        check(problem, replace(plan, ebbs=(longest,)))
+    on_resident = replace(ebb, offset=plan.resident[0].offset - 4096)
+    with pytest.raises(PlanError, match="while w9 holds them"):
+        check(problem, replace(plan, ebbs=(on_resident,)))
+    with pytest.raises(PlanError, match="the same bytes back"):
+        check(problem, replace(plan, ebbs=(ebb, replace(ebb, nbytes=4096, first_call=2))))
+    index = next(index for index, load in enumerate(plan.loads) if load.offset == ebb.offset)
+    last_call = plan.loads[index].last_call
+    with pytest.raises(PlanError, match="gives bytes back while"):
+        check(_roomy(problem), replace(_roomy(plan), ebbs=(Ebb(ebb.offset, 4096, last_call, last_call),)))
+    early = replace(plan.loads[index], after_call=ebb.last_call - 1)
+    loads = (*plan.loads[:index], early, *plan.loads[index + 1 :])
+    with pytest.raises(PlanError, match="gives bytes back while"):
+        check(problem, replace(plan, loads=loads))
+
+
+def _roomy(item: Any) -> Any:
+    """A problem or a plan whose budget holds everything, ebbs or not."""
+    if isinstance(item, Plan):
+        prediction = replace(item.prediction, peak_nbytes=1 << 20)
+        return replace(item, budget_nbytes=1 << 20, prediction=prediction)
+    return replace(item, budget_nbytes=1 << 20)
+
+
+def test_memory_is_given_back_by_plans_only_whose_loads_can_wait_for_it() -> None:
+    problem, plan = _ebbing()
+    for changes in ({"pacing": "lockstep"}, {"pacing": "preload"}, {"staging_nbytes": 4096}):
+        with pytest.raises(PlanError, match="gives memory back"):
+            check(problem, replace(plan, **changes))
+
+
+def test_activations_that_are_not_the_problems_are_caught() -> None:
+    problem, plan = _ebbing()
+    with pytest.raises(PlanError, match="other activations"):
+        check(problem, replace(plan, call_activations_nbytes=(0,) * 10))

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from penstock.errors import BudgetInfeasibleError, PlanError
-from penstock.planning import Plan, Problem, make_plan
+from penstock.planning import Plan, Problem, Reserve, make_plan
 
+from .ebbing import ring_plan
 from .random_problems import chain, problems
 
 
@@ -48,7 +50,7 @@ def _objects(value: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _with(edit: str, path: str, field: str) -> str:
     """The streaming plan's text, with one field of one object dropped, or replaced by the JSON `edit`."""
-    whole = json.loads(_streaming_plan().to_json())
+    whole = json.loads(_ebbing_plan().to_json())
     for item, found in _objects(whole, "plan"):
         if found == path:
             if edit:
@@ -58,7 +60,18 @@ def _with(edit: str, path: str, field: str) -> str:
     return json.dumps(whole)
 
 
-FIELDS = [(path, field) for item, path in _objects(json.loads(_streaming_plan().to_json()), "plan") for field in item]
+def _ebbing_plan() -> Plan:
+    problem = chain([4096] * 8, [1e-5] * 8, 5 * 4096, block_nbytes=4096)
+    calls = (replace(problem.calls[0], activations_nbytes=4096), *problem.calls[1:])
+    plan = ring_plan(replace(problem, calls=calls, reserve=Reserve(4096, 0, 0)), 0, {7})
+    assert plan is not None
+    assert plan.loads
+    assert plan.resident
+    assert plan.ebbs
+    return plan
+
+
+FIELDS = [(path, field) for item, path in _objects(json.loads(_ebbing_plan().to_json()), "plan") for field in item]
 
 
 @pytest.mark.parametrize(
@@ -76,13 +89,17 @@ def test_every_field_is_validated_and_named(edit: str) -> None:
 @pytest.mark.parametrize(
     ("path", "field", "edit"),
     [
-        ("plan", "version", "3"),
+        ("plan", "version", "2"),
         ("plan.loads[0]", "weight", "8"),
         ("plan.loads[0]", "first_call", "8"),
         ("plan.loads[0]", "after_call", "8"),
         ("plan.loads[0]", "after_pass", "1"),
         ("plan.loads[0]", "offset", "20481"),
         ("plan.resident[0]", "offset", "20481"),
+        ("plan.ebbs[0]", "offset", "20481"),
+        ("plan.ebbs[0]", "nbytes", "20481"),
+        ("plan.ebbs[0]", "last_call", "8"),
+        ("plan", "call_activations_nbytes", "[-1]"),
         ("plan", "rows", "[8]"),
     ],
 )
@@ -106,6 +123,8 @@ def test_a_plan_explains_its_budget_its_weights_and_its_stalls() -> None:
         "predicted",
         "lower bound",
         "peak",
+        "Memory at its peak",
+        "all together",
         "wait",
     ):
         assert part in text

@@ -32,6 +32,9 @@ BAD_PARTS = [
     ("bytes_per_second", {"storage": Storage(1e18, 0.0)}),
     ("copy_bytes_per_second", {"storage": Storage(1.0, 0.0, 512, 0.0)}),
     ("copy_bytes_per_second", {"storage": Storage(1.0, 0.0, 512, NAN)}),
+    ("regain_bytes_per_second", {"storage": Storage(1.0, 1.0, regain_bytes_per_second=0.0)}),
+    ("regain_bytes_per_second", {"storage": Storage(1.0, 1.0, regain_bytes_per_second=1e18)}),
+    ("page_nbytes", {"storage": Storage(1.0, 1.0, page_nbytes=0)}),
     ("slice_seconds", {"slice_seconds": -1.0}),
     ("request_seconds", {"storage": Storage(1.0, -1.0)}),
     ("block_nbytes", {"storage": Storage(1.0, 0.0, 0)}),
@@ -75,6 +78,8 @@ def test_every_field_of_a_problem_is_validated_and_named() -> None:
         ("load_nbytes", "0.5"),
         ("rows_only", "0"),
         ("bytes_per_second", "null"),
+        ("regain_bytes_per_second", "NaN"),
+        ("page_nbytes", "0.5"),
         ("budget_nbytes", "-1"),
         ("fingerprint", "7"),
     ):

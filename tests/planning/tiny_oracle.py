@@ -4,8 +4,9 @@ It knows a problem's numbers, and nothing of how plans are made, laid out or sim
 
 - *placed*: any residents, and whole loads at any addresses, on a grid of blocks;
 - *buffered*: any residents, and the rest of the memory as a buffer of bytes without addresses: space counts as free
-  byte by byte, so a load never waits for more than its next byte. Weights may be cut into single rows, without rounding
-  to blocks. No real pipeline does as well.
+  byte by byte, so a load never waits for more than its next byte, and what one call's activations leave beyond
+  another's is free while it runs. Weights may be cut into single rows, without rounding to blocks. No real pipeline
+  does as well.
 
 A weight that is read several times may stay in between, or come again. Times are whole ticks, to compare exactly.
 """
@@ -68,6 +69,7 @@ class _Pass:
     """One pass in whole numbers, the weights `cut` row by row."""
 
     def __init__(self, problem: Problem, cut: Collection[int]) -> None:
+        self.activations: list[int] = []
         self.calls: list[tuple[Fraction, tuple[int, ...], int]] = []
         self.weights: list[tuple[Fraction, Fraction, Fraction]] = []
         parts_of = {index: self._add_weight(problem, index, index in cut) for index in range(len(problem.weights))}
@@ -77,13 +79,11 @@ class _Pass:
             held = tuple(parts_of[weight][0] for weight in call.reads if weight not in cut)
             seconds, here = Fraction(call.seconds), len(self.calls)
             self.calls.append((Fraction(0) if rows else seconds, held, here + len(rows)))
+            self.activations += [call.activations_nbytes] * (1 + len(rows))
             for row in rows:
                 share = seconds / len(rows) + Fraction(problem.slice_seconds)
                 self.calls.append((share, (row,), len(self.calls)))
-        reserve = problem.reserve
-        left = problem.budget_nbytes - reserve.io_nbytes - reserve.bookkeeping_nbytes
-        left -= max((call.activations_nbytes for call in problem.calls), default=0)
-        self._to_integers(Fraction(left))
+        self._to_integers(problem)
 
     def _add_weight(self, problem: Problem, index: int, is_cut: bool) -> range:
         count = problem.weights[index].rows if is_cut else 1
@@ -92,11 +92,13 @@ class _Pass:
         self.weights += [(Fraction(problem.extent_nbytes(index)) / count, load, lost)] * count
         return range(len(self.weights) - count, len(self.weights))
 
-    def _to_integers(self, left: Fraction) -> None:
-        grain = Fraction(1, math.lcm(*(size.denominator for size, _, _ in self.weights), left.denominator))
+    def _to_integers(self, problem: Problem) -> None:
+        left = problem.budget_nbytes - problem.reserve.io_nbytes - problem.reserve.bookkeeping_nbytes
+        grain = Fraction(1, math.lcm(*(size.denominator for size, _, _ in self.weights)))
         sizes = [int(size / grain) for size, _, _ in self.weights]
-        common = math.gcd(*sizes, int(left / grain))
-        self.sizes, self.capacity = [size // common for size in sizes], int(left / grain) // common
+        room = [int((left - nbytes) / grain) for nbytes in self.activations]
+        common = math.gcd(*sizes, *room)
+        self.sizes, self.room = [size // common for size in sizes], [nbytes // common for nbytes in room]
         times = [call[0] for call in self.calls] + [time for _, *both in self.weights for time in both]
         # Loads in parts of any size are whole ticks, too.
         self.ticks_per_second = math.lcm(*(time.denominator for time in times)) * math.lcm(*self.sizes)
@@ -111,11 +113,14 @@ class _Pass:
         """Residents, the stays of everything else in load order, and what the residents leave."""
         subsets = chain.from_iterable(combinations(self.read, count) for count in range(len(self.read) + 1))
         for chosen in subsets:
-            left = self.capacity - sum(self.parts[part].size for part in chosen)
+            left = min(self.room) - sum(self.parts[part].size for part in chosen)
             if left >= 0:
                 ways = [self._ways_to_stay(part) for part in self.read if part not in chosen]
                 for stays in product(*ways):
-                    yield frozenset(chosen), sorted(chain(*stays), key=lambda stay: (stay.first, stay.part)), left
+                    yield frozenset(chosen), sorted(chain(*stays), key=self._load_order), left
+
+    def _load_order(self, stay: Stay) -> tuple[int, int]:
+        return stay.first, self.steps[stay.first].reads.index(stay.part)
 
     def _ways_to_stay(self, part: int) -> list[list[Stay]]:
         reads = [Stay(part, index, step.last) for index, step in enumerate(self.steps) if part in step.reads]
@@ -167,24 +172,28 @@ def _best(one: _Pass, *, placed: bool) -> Best:
     return Best(float(warm / one.ticks_per_second), float(cold / one.ticks_per_second))
 
 
-def _buffered(one: _Pass, stays: Sequence[Stay], capacity: int) -> list[list[Load]]:
-    """The stays' loads in pieces, each waiting for the step that frees its bytes; none if one waits for itself."""
-    total = sum(one.parts[stay.part].size for stay in stays)
-    freed = []  # (bytes freed up to the end of this step, the step), over the passes before this one and this one
-    for number in range(-_MOST_AHEAD, 1):
-        so_far = number * total
-        for index in range(len(one.steps)):
-            so_far += sum(one.parts[stay.part].size for stay in stays if stay.last == index)
-            freed.append((so_far, number * len(one.steps) + index))
+def _buffered(one: _Pass, stays: Sequence[Stay], left: int) -> list[list[Load]]:
+    """The stays' loads in pieces, each waiting for the step that frees its bytes; none if one waits for itself.
+
+    Steps with fewer activations than others leave more: `left` beside the most.
+    """
+    total, count = sum(one.parts[stay.part].size for stay in stays), len(one.steps)
+    limits = []  # of all bytes ever loaded, this pass's first one being zero, while each step of some passes runs
+    for number in range(-_MOST_AHEAD, 2):
+        freed = number * total
+        for index in range(count):
+            limits.append((left + one.room[index] - min(one.room) + freed, number * count + index))
+            freed += sum(one.parts[stay.part].size for stay in stays if stay.last == index)
     loads, place = [], 0
     for stay in stays:
         part = one.parts[stay.part]
         end = place + part.size
         while place < end:
-            until, wait = next(((f, step) for f, step in freed if f + capacity > place), (0, stay.first))
+            latest = max((index for index, (limit, _) in enumerate(limits) if limit <= place), default=0)
+            wait, until = limits[latest][1], min((limit for limit, _ in limits[latest + 1 :]), default=place)
             if wait >= stay.first:
                 return []
-            piece = min(end, until + capacity) - place
+            piece = min(end, until) - place
             loads.append(Load(part.load_ticks // part.size * piece, stay.first, wait))
             place += piece
     return [loads]

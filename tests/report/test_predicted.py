@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning import Problem, make_plan, simulate
@@ -54,6 +55,28 @@ def test_the_tracks_say_what_the_simulation_says() -> None:
     loaded = [span.name for span in spans if span.track == STORAGE]
     assert len(loaded) == len(plan.resident) + 3 * len(plan.loads)
     assert {f"w{load.weight}" for load in plan.loads} <= set(loaded)
+
+
+@given(problem=problems(budget_from=0.05), strategy=st.sampled_from(names()))
+@settings(max_examples=60, deadline=None)
+def test_memory_by_kind_is_the_arena_and_what_the_running_call_has_besides(problem: Problem, strategy: str) -> None:
+    try:
+        plan = make_plan(problem, strategy)
+    except BudgetInfeasibleError:
+        return
+    tracks = predicted_tracks(problem, plan, "random")
+    timeline = simulate(problem, plan, 3)
+    begun = {
+        begin: call.activations_nbytes
+        for one in timeline.passes
+        for call, begin in zip(problem.calls, one.call_begin, strict=True)
+    }  # the last of those that begin at one moment, as calls without compute do
+    said = {moment.seconds: moment.nbytes["activations"] for moment in tracks.memory}
+    assert {begin: said[begin] for begin in begun} == begun
+    for moment in tracks.memory:
+        assert sum(moment.nbytes.values()) <= plan.prediction.peak_nbytes
+        in_arena = ("resident weights", "streamed weights", "free arena")
+        assert sum(moment.nbytes[kind] for kind in in_arena) == plan.arena_nbytes
 
 
 def test_calls_and_stalls_of_a_pass_fill_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -11,12 +12,12 @@ _MIB = 2**20
 def spans_of(trace: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The complete events of each thread, by the thread's name.
 
-    Fails unless every event has what its phase asks for; the spans of a thread come in order and nest; and no counter
-    exceeds the arena.
+    Fails unless every event has what its phase asks for; the spans of a thread come in order and nest; no counter goes
+    below zero; and the arena's never exceeds the arena.
     """
     names: dict[tuple[int, int], str] = {}
     threads: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    counters = []
+    counters: dict[str, list[tuple[float, dict[str, float]]]] = defaultdict(list)
     for event in trace["traceEvents"]:
         assert event["pid"] == 1
         if event["ph"] == "M":
@@ -29,19 +30,21 @@ def spans_of(trace: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             threads[event["pid"], event["tid"]].append(event)
         else:
             assert event["ph"] == "C"
-            counters.append((event["ts"], event["args"]))
+            counters[event["name"]].append((event["ts"], event["args"]))
     assert len(set(names.values())) == len(names)
-    _check_counters(counters, trace["otherData"]["arena_nbytes"])
+    assert set(counters) <= {"arena (MiB)", "memory (MiB)"}
+    for name, samples in counters.items():
+        _check_counter(samples, trace["otherData"]["arena_nbytes"] if name == "arena (MiB)" else math.inf)
     for spans in threads.values():
         _check_nesting(spans)
     return {name: threads[key] for key, name in names.items()}
 
 
-def _check_counters(counters: list[tuple[float, dict[str, float]]], arena_nbytes: int) -> None:
-    assert [at for at, _ in counters] == sorted(at for at, _ in counters)
-    for _, sizes in counters:
+def _check_counter(samples: list[tuple[float, dict[str, float]]], limit_nbytes: float) -> None:
+    assert [at for at, _ in samples] == sorted(at for at, _ in samples)
+    for _, sizes in samples:
         assert all(size >= 0 for size in sizes.values())
-        assert sum(sizes.values()) * _MIB <= arena_nbytes
+        assert sum(sizes.values()) * _MIB <= limit_nbytes
 
 
 def _check_nesting(spans: list[dict[str, Any]]) -> None:

@@ -62,7 +62,8 @@ def _show_profile(terminal: Terminal, path: Path, profile: StorageProfile) -> No
         f"Best: {bandwidth(profile.bytes_per_second)} with {profile.best_threads} thread"
         f"{'s' * (profile.best_threads > 1)} of {format_size(profile.best_read_nbytes)}; "
         f"{profile.request_seconds * 1e6:.0f} µs per request; blocks of {profile.block_nbytes} bytes; "
-        f"memory to memory {bandwidth(profile.copy_bytes_per_second)}"
+        f"memory to memory {bandwidth(profile.copy_bytes_per_second)}; memory given back comes again at "
+        f"{bandwidth(profile.regain_bytes_per_second)}"
     )
 
 

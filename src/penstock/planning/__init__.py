@@ -2,7 +2,7 @@
 
 from penstock.planning.check import check
 from penstock.planning.options import PlanOptions
-from penstock.planning.plan import Load, Plan, Prediction, Slot
+from penstock.planning.plan import Ebb, Load, Plan, Prediction, Slot
 from penstock.planning.planner import make_plan
 from penstock.planning.problem import Call, Problem, Reserve, Storage, Weight
 from penstock.planning.simulate import simulate
@@ -10,6 +10,7 @@ from penstock.planning.timeline import PassTimeline, Timeline
 
 __all__ = [
     "Call",
+    "Ebb",
     "Load",
     "PassTimeline",
     "Plan",

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from penstock.planning.ebbs import capacity_nbytes
 from penstock.planning.problem import Problem
 
 _Floats = npt.NDArray[np.float64]
@@ -40,9 +41,9 @@ def least_warm_seconds(problem: Problem) -> float:
     with j = i it is compute alone.
 
     *Loading costs computing.* A weight that is not in memory all the time comes in at least one load in each pass, and
-    the thread that computes loses to each load what `Storage.lost_seconds` says, beside the sum of the calls. What stays
-    fits the arena at the moment when it is smallest; so at most a fractional knapsack of these losses is saved. A
-    weight of which some slices stay still takes a load for the others: more than the knapsack counts.
+    the thread that computes loses to each load what `Storage.lost_seconds` says, beside the sum of the calls. What
+    stays fits the arena at the moment when it is smallest; so at most a fractional knapsack of these losses is saved.
+    A weight of which some slices stay still takes a load for the others: more than the knapsack counts.
 
     *Each weight once.* A weight that several calls read counts at the first of them: by then it has been in the arena,
     however often it is loaded. Tables that can be read by rows do not count, since a plan may never load them.
@@ -104,9 +105,7 @@ def _whole(problem: Problem) -> set[int]:
 
 def _arena_nbytes(problem: Problem) -> _Floats:
     """The most that the arena can be as each call begins."""
-    other_nbytes = problem.reserve.io_nbytes + problem.reserve.bookkeeping_nbytes
-    left = [problem.budget_nbytes - other_nbytes - call.activations_nbytes for call in problem.calls]
-    return np.array(left, dtype=np.float64)
+    return np.array([capacity_nbytes(problem, call) for call in range(len(problem.calls))], dtype=np.float64)
 
 
 def _most_kept(problem: Problem, seconds: Mapping[int, float], arena_nbytes: _Floats) -> _Floats:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import PlanError
+from penstock.planning.check_ebbs import check_emptiness, check_places
 from penstock.planning.plan import Load, Plan
 from penstock.planning.problem import Problem
 from penstock.planning.slicing import divide
@@ -35,8 +36,10 @@ def check(problem: Problem, plan: Plan) -> None:
     problem = divided
     _check_identity(problem, plan)
     _check_indices(problem, plan)
+    check_places(problem, plan)
     _check_budget(problem, plan)
     starts, ends = _extents(problem, plan)
+    check_emptiness(problem, plan, starts, ends)
     _check_residents(plan, starts, ends)
     _check_order(problem, plan)
     _check_pacing(problem, plan)
@@ -73,14 +76,16 @@ def _check_slices(problem: Problem, plan: Plan, divided: Problem) -> None:
 
 
 def _check_identity(problem: Problem, plan: Plan) -> None:
-    if plan.version != 2:
-        _refuse(f"the plan's version is {plan.version}, not 2")
+    if plan.version != 3:
+        _refuse(f"the plan's version is {plan.version}, not 3")
     if plan.problem_fingerprint != problem.fingerprint:
         _refuse(f"the plan is for {plan.problem_fingerprint!r}, not for {problem.fingerprint!r}")
     if plan.weight_names != tuple(weight.name for weight in problem.weights):
         _refuse("the plan's weights are not the problem's")
     if plan.call_names != tuple(call.name for call in problem.calls):
         _refuse("the plan's calls are not the problem's")
+    if plan.call_activations_nbytes != tuple(call.activations_nbytes for call in problem.calls):
+        _refuse("the plan's calls have other activations than the problem's")
     if plan.weight_nbytes and plan.weight_nbytes != tuple(weight.nbytes for weight in problem.weights):
         _refuse("the plan's weights have other sizes than the problem's")
 
@@ -109,15 +114,32 @@ def _check_budget(problem: Problem, plan: Plan) -> None:
     if not 0 < plan.budget_nbytes <= problem.budget_nbytes or plan.reserve != problem.reserve:
         _refuse("the plan is for another budget or reserve than the problem's")
     reserve = plan.reserve
-    reserve_nbytes = reserve.activations_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
-    taken_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve_nbytes
+    activations_nbytes, lent_nbytes = _worst_moment(problem, plan)
+    reserve_nbytes = activations_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
+    taken_nbytes = plan.arena_nbytes - lent_nbytes + plan.staging_nbytes + reserve_nbytes
     if min(plan.arena_nbytes, plan.staging_nbytes) < 0 or taken_nbytes > plan.budget_nbytes:
         _refuse(
-            f"an arena of {plan.arena_nbytes} bytes, staging of {plan.staging_nbytes} and a reserve of "
+            f"an arena of {plan.arena_nbytes - lent_nbytes} bytes, staging of {plan.staging_nbytes} and a reserve of "
             f"{reserve_nbytes} do not fit the budget of {plan.budget_nbytes}"
         )
+    if plan.prediction.peak_nbytes > plan.budget_nbytes:
+        _refuse(f"the predicted peak of {plan.prediction.peak_nbytes} bytes exceeds the budget of {plan.budget_nbytes}")
+    if max(plan.prediction.call_streamed_nbytes, default=0) > plan.arena_nbytes:
+        _refuse(f"more streamed weights are predicted than the arena of {plan.arena_nbytes} bytes holds")
     if plan.prediction.peak_nbytes < taken_nbytes:
         _refuse(f"the predicted peak of {plan.prediction.peak_nbytes} bytes leaves out part of arena and reserve")
+
+
+def _worst_moment(problem: Problem, plan: Plan) -> tuple[int, int]:
+    """Bytes of activations, and of the arena that are lent to them, when they take most together with what is left."""
+    lent = np.zeros(len(problem.calls), dtype=np.int64)
+    for ebb in plan.ebbs:
+        lent[ebb.first_call : ebb.last_call + 1] += ebb.nbytes
+    moments = [(call.activations_nbytes, int(lent[index])) for index, call in enumerate(problem.calls)]
+    # What the reserve keeps and no call is said to need is needed before the first one, or nobody knows when.
+    if max((call.activations_nbytes for call in problem.calls), default=0) < plan.reserve.activations_nbytes:
+        moments.append((plan.reserve.activations_nbytes, 0))
+    return max(moments, key=lambda moment: moment[0] - moment[1], default=(0, 0))
 
 
 def _extents(problem: Problem, plan: Plan) -> tuple[_Ints, _Ints]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from penstock.budget import format_size
+from penstock.planning.memory import memory_over_time, peak_call
 
 if TYPE_CHECKING:
     from penstock.planning.plan import Plan
@@ -19,7 +20,15 @@ _DETAIL_LENGTH = 160
 def explain(plan: Plan) -> str:
     """The text that `Plan.explain` returns, several lines."""
     lines = [f"Plan ({plan.strategy}) for a budget of {format_size(plan.budget_nbytes)}", *_budget(plan)]
-    lines += ["Weights", *_weights(plan), "Warm pass", *_times(plan), *_stalls(plan)]
+    lines += [
+        "Memory at its peak",
+        *_peak(plan),
+        "Weights",
+        *_weights(plan),
+        "Warm pass",
+        *_times(plan),
+        *_stalls(plan),
+    ]
     if plan.details:
         lines += ["Details", *(f"  {title:<18}{_shortened(text)}" for title, text in plan.details)]
     return "\n".join(lines)
@@ -29,7 +38,8 @@ def _budget(plan: Plan) -> list[str]:
     reserve = plan.reserve
     sizes = dict(enumerate(plan.weight_nbytes))
     resident_nbytes = sum(sizes.get(slot.weight, 0) for slot in plan.resident)
-    spare_nbytes = plan.budget_nbytes - plan.arena_nbytes - plan.staging_nbytes - reserve.total_nbytes
+    spare_nbytes = plan.budget_nbytes - plan.prediction.peak_nbytes
+    ebbed_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve.total_nbytes - plan.prediction.peak_nbytes
     rows = [
         ("resident weights", resident_nbytes),
         ("streaming space", plan.arena_nbytes - resident_nbytes),
@@ -37,9 +47,27 @@ def _budget(plan: Plan) -> list[str]:
         ("activations", reserve.activations_nbytes),
         ("I/O buffers", reserve.io_nbytes),
         ("bookkeeping", reserve.bookkeeping_nbytes),
+        *([("ebbs, to take off", ebbed_nbytes)] if ebbed_nbytes else []),
         ("not needed", spare_nbytes),
     ]
     return [f"  {name:<18}{format_size(nbytes):>12}" for name, nbytes in rows]
+
+
+def _peak(plan: Plan) -> list[str]:
+    """What the call that needs most has in memory, by kind, and how little another call needs."""
+    call = peak_call(plan)
+    if call is None:
+        return ["  no call"]
+    over_time = memory_over_time(plan)
+    rows = [("during", plan.call_names[call] or "(the model itself)")]
+    rows += [(kind, f"{format_size(nbytes):>12}") for kind, nbytes in over_time[call].by_kind.items() if nbytes]
+    least = min(range(len(over_time)), key=lambda index: over_time[index].total_nbytes)
+    rows.append(("all together", f"{format_size(over_time[call].total_nbytes):>12}"))
+    if plan.ebbs:
+        lent_nbytes = max(memory.lent_nbytes for memory in over_time)
+        rows.append(("lent", f"{format_size(lent_nbytes):>12} of the streaming space, in {len(plan.ebbs)} ebbs a pass"))
+    rows.append(("least", f"{format_size(over_time[least].total_nbytes):>12} (during {plan.call_names[least]})"))
+    return [f"  {title:<18}{text}" for title, text in rows]
 
 
 def _weights(plan: Plan) -> list[str]:

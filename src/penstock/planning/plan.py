@@ -16,7 +16,7 @@ from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, 
 from penstock.planning.problem import Reserve, read_reserve
 from penstock.planning.slicing import Cut, read_cut
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 EAGER, PLANNED, LOCKSTEP, PRELOAD = "eager", "planned", "lockstep", "preload"
 PACINGS = (EAGER, PLANNED, LOCKSTEP, PRELOAD)
@@ -61,6 +61,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Ebb:
+    """Part of the arena that activations get while they are large: its memory goes back to the system.
+
+    It begins when call `first_call` does, with the pass if that is the first one, and ends when the call behind
+    `last_call` begins, or with the pass. Nothing lies there in between.
+
+    Attributes:
+        offset: its first byte in the arena; `nbytes` are from there on. Both are multiples of `Storage.page_nbytes`.
+    """
+
+    offset: int
+    nbytes: int
+    first_call: int
+    last_call: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the simulation says of a plan.
 
@@ -69,10 +86,11 @@ class Prediction:
         stall_seconds: the part of it in which no call computes.
         cold_seconds: the first pass, everything loaded in order of first use.
         streamed_nbytes: read in a warm pass, whole blocks.
-        peak_nbytes: arena, staging and reserve.
+        peak_nbytes: the most that arena, staging and reserve take at one time (see `memory`).
         lower_bound_seconds: what a warm pass of no plan within the budget can beat (see `bounds`).
         cold_bound_seconds: what a first pass of no plan can beat.
         call_stall_seconds: how much of `stall_seconds` is spent before each call, in a late warm pass.
+        call_streamed_nbytes: the most bytes of streamed weights that are in the arena during each call of such a pass.
     """
 
     warm_seconds: float
@@ -83,6 +101,7 @@ class Prediction:
     lower_bound_seconds: float
     cold_bound_seconds: float
     call_stall_seconds: tuple[float, ...] = ()
+    call_streamed_nbytes: tuple[int, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -106,6 +125,8 @@ class Plan:
         loads: in load order, which is the order of first use.
         weight_names, call_names: of the problem, so that a plan can be read, and matched, by itself.
         weight_nbytes: likewise.
+        ebbs: where the arena's memory goes to activations for a while, in order of first call.
+        call_activations_nbytes: what the pass's own tensors take during each call.
     """
 
     version: int
@@ -125,6 +146,8 @@ class Plan:
     pacing: str = EAGER
     staging_nbytes: int = 0
     details: tuple[tuple[str, str], ...] = ()
+    call_activations_nbytes: tuple[int, ...] = ()
+    ebbs: tuple[Ebb, ...] = ()
 
     def to_json(self) -> str:
         """This plan as JSON text."""
@@ -162,6 +185,8 @@ class Plan:
             pacing=fields.choice("pacing", PACINGS),
             staging_nbytes=staging_nbytes,
             details=fields.items("details", _read_detail),
+            call_activations_nbytes=fields.items("call_activations_nbytes", _as_count),
+            ebbs=fields.items("ebbs", limits.read_ebb),
         )
         fields.finish()
         return plan
@@ -208,6 +233,21 @@ class _Limits:
         fields.finish()
         return load
 
+    def read_ebb(self, value: object, path: str) -> Ebb:
+        fields = Fields(value, path)
+        ebb = Ebb(
+            offset=fields.integer("offset", 0, self.arena_nbytes),
+            nbytes=fields.integer("nbytes", 1, self.arena_nbytes),
+            first_call=fields.integer("first_call", 0, self.call_count - 1),
+            last_call=fields.integer("last_call", 0, self.call_count - 1),
+        )
+        fields.finish()
+        return ebb
+
+
+def _as_count(value: object, path: str) -> int:
+    return as_integer(value, path, 0)
+
 
 def _read_detail(value: object, path: str) -> tuple[str, str]:
     if not isinstance(value, list) or len(value) != 2:
@@ -225,6 +265,7 @@ def _read_prediction(fields: Fields) -> Prediction:
         lower_bound_seconds=fields.seconds("lower_bound_seconds"),
         cold_bound_seconds=fields.seconds("cold_bound_seconds"),
         call_stall_seconds=fields.items("call_stall_seconds", as_seconds),
+        call_streamed_nbytes=fields.items("call_streamed_nbytes", _as_count),
     )
     fields.finish()
     return prediction

@@ -45,5 +45,9 @@ def make_plan(problem: Problem, strategy: str = "auto", *, options: PlanOptions 
 def bounded(problem: Problem, plan: Plan) -> Plan:
     """`plan` with what no plan for `problem` in so much memory can beat."""
     within = replace(problem, budget_nbytes=plan.budget_nbytes)
-    bounds = {"lower_bound_seconds": least_warm_seconds(within), "cold_bound_seconds": least_cold_seconds(within)}
-    return replace(plan, prediction=replace(plan.prediction, **bounds))
+    prediction = replace(
+        plan.prediction,
+        lower_bound_seconds=least_warm_seconds(within),
+        cold_bound_seconds=least_cold_seconds(within),
+    )
+    return replace(plan, prediction=prediction)

@@ -13,7 +13,7 @@ from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 from penstock.planning.problem_checks import check_problem
 
-PROBLEM_VERSION = 4
+PROBLEM_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,14 @@ class Call:
 class Storage:
     """What a load costs: `requests * request_seconds` plus the bytes of its blocks over `bytes_per_second`.
 
-    Where a plan stages loads, a copy at `copy_bytes_per_second` comes after it.
+    Where a plan stages loads, a copy at `copy_bytes_per_second` comes after it. Bytes that lie where the plan has given
+    memory back to the system take `1 / regain_bytes_per_second` longer each: pages have to be obtained anew.
 
     Attributes:
         load_compute_seconds: what computing loses to each load, however small: to start it, and to bind what it brings.
         read_compute_share: what computing loses besides, as a part of the seconds that the load takes: interrupts,
             pages, memory that both use.
+        page_nbytes: in multiples of which, counted from the arena's begin, memory can be given back.
     """
 
     bytes_per_second: float
@@ -86,6 +88,8 @@ class Storage:
     copy_bytes_per_second: float = 1e10
     load_compute_seconds: float = 0.0
     read_compute_share: float = 0.0
+    regain_bytes_per_second: float = 1e10
+    page_nbytes: int = 4096
 
     def lost_seconds(self, load_seconds: float) -> float:
         """What computing loses to a load that takes so long."""
@@ -228,6 +232,8 @@ def _read_storage(fields: Fields) -> Storage:
         copy_bytes_per_second=fields.seconds("copy_bytes_per_second"),
         load_compute_seconds=fields.seconds("load_compute_seconds"),
         read_compute_share=fields.seconds("read_compute_share"),
+        regain_bytes_per_second=fields.seconds("regain_bytes_per_second"),
+        page_nbytes=fields.integer("page_nbytes", 1),
     )
     fields.finish()
     return storage

@@ -35,7 +35,7 @@ def check_problem(problem: Problem) -> None:
 
 
 def _check_storage(storage: Storage) -> None:
-    for name in ("bytes_per_second", "copy_bytes_per_second"):
+    for name in ("bytes_per_second", "copy_bytes_per_second", "regain_bytes_per_second"):
         rate = getattr(storage, name)
         if not (math.isfinite(rate) and 0 < rate <= MAX_BYTES_PER_SECOND):
             raise PlanError(
@@ -46,6 +46,8 @@ def _check_storage(storage: Storage) -> None:
             raise PlanError(f"storage.{name} is {seconds}, not zero or more of seconds: measure it again")
     if not 1 <= storage.block_nbytes <= MAX_NBYTES:
         raise PlanError(f"storage.block_nbytes is {storage.block_nbytes}, not above zero: take the device's block size")
+    if not 1 <= storage.page_nbytes <= MAX_NBYTES:
+        raise PlanError(f"storage.page_nbytes is {storage.page_nbytes}, not above zero: take the system's page size")
 
 
 def _check_sizes(problem: Problem) -> None:

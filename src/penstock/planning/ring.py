@@ -7,12 +7,12 @@ of call c of this pass, c - call_count for its end in the pass before, so that m
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from penstock.planning.lifetimes import Use
 
 
-class _Occupants:
+class Occupants:
     """Which moment releases each byte of the region: segments by address, for the last occupant of each."""
 
     def __init__(self, region_nbytes: int, moment: int) -> None:
@@ -31,6 +31,16 @@ class _Occupants:
         high = bisect_left(self.starts, end, low + 1)
         return list(zip([*self.starts[low + 1 : high], end], self.moments[low:high], strict=True))
 
+    def count(self, start: int, end: int, moment: int) -> int:
+        """How many bytes of [start, end) `moment` releases."""
+        low = bisect_right(self.starts, start) - 1
+        found = 0
+        for index in range(low, bisect_left(self.starts, end, low + 1)):
+            past = self.starts[index + 1] if index + 1 < len(self.starts) else self.region_nbytes
+            if self.moments[index] == moment:
+                found += min(past, end) - max(self.starts[index], start)
+        return found
+
     def occupy(self, start: int, end: int, moment: int) -> None:
         """Give [start, end) to an occupant that `moment` releases."""
         starts, moments = self.starts, self.moments
@@ -46,12 +56,12 @@ class _Occupants:
         starts[low:high] = new_starts
         moments[low:high] = new_moments
 
-    def earliest(self, nbytes: int) -> tuple[int, int]:
-        """Moment and start of the `nbytes` that are released first; the lowest address of several."""
+    def earliest(self, nbytes: int, end_nbytes: int) -> tuple[int, int]:
+        """Moment and start of the `nbytes` below `end_nbytes` that are released first; the lowest of several."""
         starts, moments = self.starts, self.moments
         count = len(starts)
         best_moment, best_start = moments[0] + (1 << 60), 0
-        limit = self.region_nbytes - nbytes
+        limit = end_nbytes - nbytes
         for low in range(count):
             start = starts[low]
             if start > limit:
@@ -66,7 +76,7 @@ class _Occupants:
                 high += 1
             if moment < best_moment:
                 best_moment, best_start = moment, start
-        if limit >= 0 and (last := self.released(limit, self.region_nbytes)) < best_moment:
+        if limit >= 0 and (last := self.released(limit, end_nbytes)) < best_moment:
             return last, limit
         return best_moment, best_start
 
@@ -76,24 +86,51 @@ class _Occupants:
 
 
 def place_earliest(
-    uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int, rounds: int = 2
+    uses: Sequence[Use],
+    extents: Sequence[int],
+    region_nbytes: int,
+    call_count: int,
+    rounds: int = 2,
+    fixed: Mapping[int, int] | None = None,
 ) -> list[int] | None:
     """Starts of the uses' extents: each goes to the space that is released first, a ring that bends round obstacles.
 
-    Later rounds know how the pass before leaves the region. None where some use finds no space in time.
+    Later rounds know how the pass before leaves the region. None where some use finds no space in time. Uses that are
+    `fixed`, by index, have their starts: others stay below them as long as both are there.
     """
-    occupants = _Occupants(region_nbytes, -2 * call_count - 1)
+    fixed = fixed or {}
+    ends = _ends(uses, region_nbytes, fixed)
+    occupants = Occupants(region_nbytes, -2 * call_count - 1)
     starts: list[int] = []
     for _ in range(rounds):
         starts = []
-        for use, nbytes in zip(uses, extents, strict=True):
-            moment, start = occupants.earliest(nbytes)
+        for index, (use, nbytes) in enumerate(zip(uses, extents, strict=True)):
+            if index in fixed:
+                start = fixed[index]
+                moment = occupants.released(start, start + nbytes)
+            else:
+                moment, start = occupants.earliest(nbytes, ends[index])
             if moment >= use.first:
                 return None
             occupants.occupy(start, start + nbytes, use.last)
             starts.append(start)
         occupants.next_pass(call_count)
     return starts
+
+
+def _ends(uses: Sequence[Use], region_nbytes: int, fixed: Mapping[int, int]) -> list[int]:
+    """Where the space ends that each use may have."""
+    return [
+        min(
+            (
+                start
+                for other, start in fixed.items()
+                if uses[other].first <= use.last and use.first <= uses[other].last
+            ),
+            default=region_nbytes,
+        )
+        for use in uses
+    ]
 
 
 def place_stack(uses: Sequence[Use], extents: Sequence[int]) -> list[int]:
@@ -186,7 +223,7 @@ def release_parts(
     uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], region_nbytes: int, call_count: int
 ) -> list[list[tuple[int, int]]]:
     """The same piece by piece: for each use the end of each piece of its extent, an address, and what frees that."""
-    occupants = _Occupants(region_nbytes, -2 * call_count - 1)
+    occupants = Occupants(region_nbytes, -2 * call_count - 1)
     for use, nbytes, start in zip(uses, extents, starts, strict=True):
         occupants.occupy(start, start + nbytes, use.last)
     occupants.next_pass(call_count)

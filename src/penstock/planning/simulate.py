@@ -13,8 +13,11 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Load, Plan, Prediction
+from penstock.planning.memory import peak_nbytes
+from penstock.planning.occupancy import streamed_over_calls
+from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Ebb, Load, Plan, Prediction
 from penstock.planning.problem import Problem
+from penstock.planning.regain import regained_nbytes
 from penstock.planning.staged import LockstepClock, StagedClock, Stages
 from penstock.planning.timeline import PassTimeline, Timeline
 
@@ -107,13 +110,20 @@ def row_stalls(problem: Problem, rows: Collection[int]) -> list[float]:
     ]
 
 
-def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int]) -> Schedule:
+def all_seconds(problem: Problem, loads: Sequence[Load], ebbs: Sequence[Ebb]) -> list[float]:
+    """How long the storage needs for each of a plan's loads, pages that have ebbed away included."""
+    regained = regained_nbytes(problem, loads, ebbs)
+    per_byte = 1 / problem.storage.regain_bytes_per_second
+    return [part_seconds(problem, load) + per_byte * nbytes for load, nbytes in zip(loads, regained, strict=True)]
+
+
+def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int], ebbs: Sequence[Ebb] = ()) -> Schedule:
     """The flat numbers of a pass in which all residents are there."""
     count = len(problem.calls)
     needed = [0] * count
     for index, load in enumerate(loads):
         needed[load.first_call] = index + 1  # loads come in order, so all before it have
-    durations = [part_seconds(problem, load) for load in loads]
+    durations = all_seconds(problem, loads, ebbs)
     return Schedule(
         call_seconds=_call_seconds(problem, rows, [load.first_call for load in loads], durations),
         needed=needed,
@@ -127,7 +137,7 @@ def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
     """Run `passes` passes of a plan, the first one cold. The plan must be one that `check` accepts for the problem."""
     clock = _clock(problem, plan)
     cold, resident_position, load_position = _cold_schedule(problem, plan)
-    warm = warm_schedule(problem, plan.loads, plan.rows)
+    warm = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
     stalls = row_stalls(problem, plan.rows)
     timelines = []
     resident_end: tuple[float, ...] = ()
@@ -147,19 +157,22 @@ def predict(problem: Problem, plan: Plan) -> Prediction:
     clock = _clock(problem, plan)
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute
-    schedule = warm_schedule(problem, plan.loads, plan.rows)
+    schedule = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
     streamed_nbytes = sum(extent_nbytes(problem, load) for load in plan.loads)
     compute_seconds = problem.compute_seconds
     warm_seconds = max(compute_seconds, steady_seconds(schedule, clock, _PASSES))
+    call_stall_seconds = _call_stalls(schedule, clock, row_stalls(problem, plan.rows))
+    call_streamed_nbytes = _call_streamed(problem, plan, schedule, clock)
     return Prediction(
         warm_seconds=warm_seconds,
         stall_seconds=warm_seconds - compute_seconds,
         cold_seconds=cold_seconds,
         streamed_nbytes=streamed_nbytes,
-        peak_nbytes=plan.arena_nbytes + plan.staging_nbytes + plan.reserve.total_nbytes,
+        peak_nbytes=peak_nbytes(plan),
         lower_bound_seconds=0.0,
         cold_bound_seconds=0.0,
-        call_stall_seconds=_call_stalls(schedule, clock, row_stalls(problem, plan.rows)),
+        call_stall_seconds=call_stall_seconds,
+        call_streamed_nbytes=call_streamed_nbytes,
     )
 
 
@@ -239,11 +252,10 @@ def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], l
     needed = [0] * count
     positions: tuple[list[int], list[int]] = ([0] * len(plan.resident), [0] * len(plan.loads))
     durations, release, first_calls = [], [], []
+    of_loads = all_seconds(problem, plan.loads, plan.ebbs)
     for position, (first_call, kind, index) in enumerate(entries):
         positions[kind][index] = position
-        durations.append(
-            part_seconds(problem, plan.loads[index]) if kind else problem.load_seconds(plan.resident[index].weight)
-        )
+        durations.append(of_loads[index] if kind else problem.load_seconds(plan.resident[index].weight))
         release.append(_release(plan.loads[index], count) if kind else 2 * count)
         first_call = plan.loads[index].first_call if kind else first_call
         first_calls.append(first_call)
@@ -277,6 +289,17 @@ def _with_copies(problem: Problem, plan: Plan, timeline: PassTimeline, ends: Seq
     speed = problem.storage.copy_bytes_per_second
     begins = (end - extent_nbytes(problem, load) / speed for end, load in zip(ends, plan.loads, strict=False))
     return replace(timeline, copy_begin=tuple(begins), copy_end=tuple(ends))
+
+
+def _call_streamed(problem: Problem, plan: Plan, schedule: Schedule, clock: AnyClock) -> tuple[int, ...]:
+    """The arena that streamed weights take during each call of the last pass on `clock`, which goes on for one more."""
+    extents, stalls = [extent_nbytes(problem, load) for load in plan.loads], row_stalls(problem, plan.rows)
+    timelines = []
+    for _ in range(2):
+        timeline = _pass_timeline(problem, clock, stalls, clock.load_ends, schedule.load_seconds)
+        timelines.append(_with_copies(problem, plan, timeline, clock.copy_ends))
+        clock.advance(schedule)
+    return streamed_over_calls(plan.loads, extents, *timelines)
 
 
 def _call_stalls(schedule: Schedule, clock: AnyClock, stalls: Sequence[float]) -> tuple[float, ...]:

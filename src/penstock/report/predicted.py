@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from penstock.planning import PassTimeline, Plan, Problem, Timeline, simulate
 from penstock.planning.simulate import extent_nbytes
+from penstock.report.predicted_memory import memory_moments
 from penstock.report.sizes import size_text
 from penstock.report.timeline import COMPUTE, COPY, PASSES, STALLS, STORAGE, Occupancy, Span, Tracks
 
@@ -24,7 +25,9 @@ def predicted_tracks(problem: Problem, plan: Plan, title: str, passes: int = PAS
         spans += _call_spans(plan, one, ends[-1])
         spans += _load_spans(problem, plan, one)
         ends.append(end)
-    return Tracks(title, plan.arena_nbytes, tuple(spans), tuple(_occupancy(problem, plan, timeline)))
+    occupancy = tuple(_occupancy(problem, plan, timeline))
+    memory = tuple(memory_moments(plan, timeline, occupancy))
+    return Tracks(title, plan.arena_nbytes, tuple(spans), occupancy, memory=memory)
 
 
 def _resident_spans(problem: Problem, plan: Plan, timeline: Timeline) -> Iterator[Span]:

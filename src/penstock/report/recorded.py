@@ -140,6 +140,8 @@ class _Reader:
 
     def _add_load(self, track: str, load: int, begun: float, now: float) -> None:
         about = self._loads[load]
+        if about.is_ebb:
+            return
         details: dict[str, object] = {"size": size_text(about.nbytes)}
         if now > begun:
             details["GB/s"] = round(about.nbytes / (now - begun) / 1e9, 2)
@@ -148,8 +150,10 @@ class _Reader:
         self.spans.append(Span(track, about.name, begun, now, details))
 
     def _note_occupancy(self, now: float) -> None:
-        resident = sum(nbytes for load, nbytes in self._places.items() if self._loads[load].is_resident)
-        self.occupancy.append(Occupancy(now, resident, sum(self._places.values()) - resident))
+        places = [(self._loads[load], nbytes) for load, nbytes in self._places.items()]
+        resident = sum(nbytes for about, nbytes in places if about.is_resident)
+        streamed = sum(nbytes for about, nbytes in places if not about.is_resident and not about.is_ebb)
+        self.occupancy.append(Occupancy(now, resident, streamed))
 
 
 def _unattended(spans: list[Span]) -> Iterator[Span]:

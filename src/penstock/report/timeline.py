@@ -1,7 +1,7 @@
 """What storage, copies, compute and stalls did over time, as tracks for a trace viewer (ui.perfetto.dev, chrome://tracing).
 
 The format is Chrome's Trace Event Format, which both read: one process; a thread for each track; complete events (`X`);
-a counter (`C`) for what is in the arena.
+counters (`C`) for what is in the arena, and for all memory by kind.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ class Occupancy:
     streamed_nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryMoment:
+    """All memory from a moment on: bytes by kind, which add up to the whole."""
+
+    seconds: float
+    nbytes: Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class Tracks:
     """One or several passes.
@@ -53,6 +61,7 @@ class Tracks:
         spans: in any order; those of `COMPUTE` nest as layers do.
         occupancy: by time.
         remarks: what is missing.
+        memory: by time; empty where only the arena is known.
     """
 
     title: str
@@ -60,6 +69,7 @@ class Tracks:
     spans: tuple[Span, ...]
     occupancy: tuple[Occupancy, ...]
     remarks: tuple[str, ...] = ()
+    memory: tuple[MemoryMoment, ...] = ()
 
     def to_chrome_trace(self) -> dict[str, Any]:
         """These tracks as one JSON object in the Trace Event Format."""
@@ -83,13 +93,20 @@ class Tracks:
 
     def _counter_events(self) -> Iterator[dict[str, Any]]:
         for moment in self.occupancy:
-            sizes = {"resident": moment.resident_nbytes / _MIB, "streamed": moment.streamed_nbytes / _MIB}
-            at = _nanoseconds(moment.seconds) / 1e3
-            yield {"name": "arena (MiB)", "ph": "C", "pid": _PROCESS, "ts": at, "args": sizes}
+            sizes = {"resident": moment.resident_nbytes, "streamed": moment.streamed_nbytes}
+            yield _counter("arena (MiB)", moment.seconds, sizes)
+        for each in self.memory:
+            yield _counter("memory (MiB)", each.seconds, each.nbytes)
 
 
 def _metadata(name: str, thread: int, args: dict[str, object]) -> dict[str, Any]:
     return {"name": name, "ph": "M", "pid": _PROCESS, "tid": thread, "args": args}
+
+
+def _counter(name: str, seconds: float, nbytes: Mapping[str, int]) -> dict[str, Any]:
+    """A viewer stacks the numbers of one counter."""
+    sizes = {kind: each / _MIB for kind, each in nbytes.items()}
+    return {"name": name, "ph": "C", "pid": _PROCESS, "ts": _nanoseconds(seconds) / 1e3, "args": sizes}
 
 
 def _complete_events(spans: Sequence[Span], thread: int) -> Iterator[dict[str, Any]]:

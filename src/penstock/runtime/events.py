@@ -48,11 +48,15 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NotedLoad:
-    """A load that events name by its number: the weight, the bytes of its place, and whether it stays there."""
+    """A load that events name by its number: the weight, the bytes of its place, and whether it stays there.
+
+    An ebb is named like a load, and is none: nothing lies in its place.
+    """
 
     name: str
     nbytes: int
     is_resident: bool
+    is_ebb: bool = False
 
 
 class EventLog:

@@ -111,6 +111,7 @@ class Executor:
                     self._preload()
                 if self.events is not None:
                     self.events.pass_begun()
+                self.holdings.begin_pass()
                 with computing():
                     result = forward(*args, **kwargs)
                 complete = True
@@ -227,7 +228,7 @@ class Executor:
         """A weight is read that is not in memory: inside a pass, make it readable until the pass ends."""
         if self._owner == threading.get_ident():
             calls, expected = self._schedule.calls, self._expected
-            self.holdings.provide(parameter, calls[expected].loads if expected < len(calls) else ())
+            self.holdings.provide(parameter, calls[expected] if expected < len(calls) else None)
 
     def _depart(self, site: Site) -> int:
         """The call of `site` that the module most likely makes now; the pipeline goes on from there."""

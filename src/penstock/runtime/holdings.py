@@ -17,6 +17,7 @@ from penstock.runtime.loads import PlannedLoad
 from penstock.runtime.pipeline import READY, Pipeline, PlaceTakenError
 from penstock.runtime.schedule import BoundCall, BoundLoad, Schedule
 from penstock.runtime.slices import WeightSlice
+from penstock.runtime.tide import Tide
 
 
 class Holdings:
@@ -46,16 +47,24 @@ class Holdings:
     def install(self, schedule: Schedule, pipeline: Pipeline) -> None:
         """Hold the loads of `schedule`, and of every other one of the same plan, in `pipeline`."""
         self._loads, self._planned, self._pipeline = schedule.loads, schedule.planned, pipeline
+        self._opening, self._tide = schedule.opening, Tide(pipeline)
 
     def uninstall(self) -> None:
         """Know no loads, so that nothing keeps an arena in memory."""
         self._loads, self._planned = (), ()
-        self.__dict__.pop("_pipeline", None)
+        for name in ("_pipeline", "_tide"):
+            self.__dict__.pop(name, None)
 
     # -- what layers hold --
 
+    def begin_pass(self) -> None:
+        """What a pass has before its first call: room for activations."""
+        self._tide.turn(self._opening)
+
     def hold(self, call: BoundCall) -> BoundCall:
         """Bind what `call` needs; returns what it holds, which is less where places are taken."""
+        if call.ebbs != self._tide.out:
+            self._tide.turn(call.ebbs)
         loads, taken = self._loads, 0
         missing: tuple[int, ...] = ()
         try:
@@ -107,18 +116,20 @@ class Holdings:
 
     # -- weights that are read without their layer --
 
-    def provide(self, parameter: nn.Parameter, coming: tuple[int, ...]) -> None:
+    def provide(self, parameter: nn.Parameter, coming: BoundCall | None) -> None:
         """Make an absent weight readable: early if it is among the loads of the `coming` call, else mapped."""
         weight = self._by_parameter.get(id(parameter))
         if weight is None or id(parameter) in self._looked_up:
             return
-        if self._take_early(weight, coming):
+        if coming is not None and self._take_early(weight, coming):
             return
         self._map(weight)
 
-    def _take_early(self, weight: BoundWeight, coming: tuple[int, ...]) -> bool:
+    def _take_early(self, weight: BoundWeight, coming: BoundCall) -> bool:
         """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
-        wanted = [load for load in coming if self._loads[load].weight is weight]
+        wanted = [load for load in coming.loads if self._loads[load].weight is weight]
+        if wanted:  # what ends with that layer's begin may lie in their place
+            self._tide.turn(coming.ebbs)
         for taken, load in enumerate(wanted):
             try:
                 self._pipeline.hold(load)
@@ -161,17 +172,19 @@ class Holdings:
     # -- between passes --
 
     def end_pass(self) -> None:
-        """What was mapped or bound early becomes unreadable."""
+        """What was mapped or bound early becomes unreadable, and what was lent comes back."""
         self._unmap()
         self._drop_early()
+        self._tide.turn(())
 
     def recover(self) -> None:
         """After an interrupt, which may have come between any two steps: nobody holds anything."""
         pipeline = self._pipeline
         self._early = []
+        self._tide.forget()
         for load, planned in enumerate(self._planned):
             pipeline.held[load] = 0
-            if not (planned.resident and pipeline.states[load] == READY):
+            if not planned.is_ebb and not (planned.resident and pipeline.states[load] == READY):
                 self._loads[load].weight.unbind()
 
     def suspend(self) -> None:

@@ -15,6 +15,9 @@ from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.scheduling import DividedModule, make_schedule
 from penstock.runtime.storage import Storage
 
+LENT = "(lent to activations)"
+"""What is noted where an ebb is."""
+
 
 class Installation:
     """What a plan takes while it is in force.
@@ -57,7 +60,8 @@ class Installation:
 
     def record(self, events: EventLog | None) -> None:
         """Note from now on in `events` what happens to loads; if None, nowhere."""
-        self.pipeline.record(events, [load.weight.name for load in self.cold.loads])
+        names = [load.weight.name for load in self.cold.loads]
+        self.pipeline.record(events, names + [LENT] * (len(self.cold.planned) - len(names)))
 
     def close(self) -> None:
         """End every transfer and thread; the memory goes with the last tensor over it."""

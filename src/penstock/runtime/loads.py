@@ -10,6 +10,8 @@ from penstock.layout import sliced
 from penstock.runtime.devices.base import Expected
 from penstock.runtime.events import NotedLoad
 
+_NO_BYTES = WeightSource("uint8", (0,), ())
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedLoad:
@@ -18,6 +20,7 @@ class PlannedLoad:
     Attributes:
         resident: loaded once, never given up.
         staging_offset: where it goes first, on its way to `offset`; None: straight there.
+        is_ebb: it brings nothing: its place is empty while others have the memory.
     """
 
     source: WeightSource
@@ -27,6 +30,12 @@ class PlannedLoad:
     realign: bool
     resident: bool = False
     staging_offset: int | None = None
+    is_ebb: bool = False
+
+    @classmethod
+    def ebb(cls, offset: int, nbytes: int) -> PlannedLoad:
+        """What stands for an ebb among loads."""
+        return cls(_NO_BYTES, offset, offset, offset + nbytes, realign=False, is_ebb=True)
 
     @property
     def extent_nbytes(self) -> int:
@@ -35,7 +44,7 @@ class PlannedLoad:
 
     def noted(self, name: str) -> NotedLoad:
         """As events know it, under the name of its weight."""
-        return NotedLoad(name, self.extent_nbytes, self.resident)
+        return NotedLoad(name, self.extent_nbytes, self.resident, self.is_ebb)
 
 
 def part_of(source: WeightSource, first_byte: int, nbytes: int) -> WeightSource:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.planning.plan import LOCKSTEP, PLANNED
+from penstock.planning.plan import EAGER, LOCKSTEP, PLANNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,10 @@ class LockstepPace(Pace):
 
 
 def make_pace(pacing: str, gates: Gates) -> Pace:
-    """What the plan's `pacing` asks for. Preloaded plans load nothing later that could be paced."""
-    if pacing == PLANNED:
+    """What the plan's `pacing` asks for, and its ebbs: what follows one must not come before it.
+
+    Preloaded plans load nothing later that could be paced.
+    """
+    if pacing == PLANNED or (pacing == EAGER and gates.after):
         return PlannedPace(gates)
     return LockstepPace(gates) if pacing == LOCKSTEP else Pace()

@@ -149,6 +149,21 @@ class Pipeline:
                 self._events.wait_ended(load)
         self.held[load] += 1
 
+    def lend(self, ebb: int) -> bool:
+        """Give the memory of an ebb's place back and keep it empty until `release`; False where a layer has it."""
+        with self._changed:
+            if all(self.states[other] == ABSENT for other in (ebb, *self._conflicts[ebb])):
+                self._note_taken(ebb)
+                self.states[ebb] = READY
+        try:
+            if self.states[ebb] != READY:  # in an order that no plan knows, what was loaded there has to go
+                self._wait(ebb)
+        except PlaceTakenError:
+            return False
+        self.held[ebb] += 1
+        self.arena.give_back(self._loads[ebb].extent_begin, self._loads[ebb].extent_nbytes)
+        return True
+
     def release(self, load: int, *, keep: bool = False) -> None:
         """One holder fewer; the last one frees the space unless `keep`."""
         self.held[load] -= 1
@@ -250,8 +265,7 @@ class Pipeline:
     def _submit(self, load: int) -> None:
         planned = self._loads[load]
         self.states[load] = LOADING
-        if self._events is not None:
-            self._events.place_taken(load)
+        self._note_taken(load)
         self._count(load, 1)
         try:
             self._queue.submit(
@@ -266,6 +280,10 @@ class Pipeline:
     def _count(self, load: int, change: int) -> None:
         self._in_flight += change
         self._in_flight_nbytes += change * self._loads[load].source.nbytes
+
+    def _note_taken(self, load: int) -> None:
+        if self._events is not None:
+            self._events.place_taken(load)
 
     def _set_absent(self, load: int) -> None:
         self.states[load] = ABSENT

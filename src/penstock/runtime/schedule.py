@@ -37,11 +37,18 @@ class BoundLoad:
 
 @dataclass(frozen=True, slots=True)
 class BoundCall:
-    """One layer call: the loads that it holds, those that it is the last to hold, and its place in the schedule."""
+    """One layer call.
+
+    Attributes:
+        loads: that it holds; `last_use` are those that it is the last to hold.
+        position: its place in the schedule.
+        ebbs: the parts of the arena that are lent while it runs.
+    """
 
     loads: tuple[int, ...]
     last_use: frozenset[int]
     position: int
+    ebbs: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -65,7 +72,8 @@ class Schedule:
     """Everything about one plan that the executor needs, by position.
 
     Attributes:
-        loads: bound loads; `planned` are the same loads for the pipeline. Residents come after the streamed ones.
+        loads: bound loads; `planned` are the same loads for the pipeline. Residents come after the streamed ones, and
+            behind them, in `planned` only, ebbs.
         calls: the calls that hold loads, in order.
         sites: the site of each call.
         first_call: for each load, its first call.
@@ -75,6 +83,7 @@ class Schedule:
         sliced: the layers that are computed slice by slice.
         gates: what loads wait for, if the plan's pacing is that they wait.
         preloads: whether nothing is computed before everything is in memory.
+        opening: the ebbs that begin with a pass, before its first call.
     """
 
     loads: tuple[BoundLoad, ...]
@@ -88,6 +97,7 @@ class Schedule:
     sliced: tuple[SlicedLayer, ...]
     gates: Gates
     preloads: bool = False
+    opening: tuple[int, ...] = ()
 
 
 NO_SCHEDULE = Schedule((), (), (), (), (), (), (), (), (), Gates({}, {}))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from penstock.errors import PlanError
 from penstock.planning import Load, Plan, Problem
-from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD
+from penstock.planning.plan import EAGER, LOCKSTEP, PLANNED, PRELOAD
 from penstock.planning.slicing import Cut, Divided, divide
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Arena, settled_offset
@@ -64,13 +64,13 @@ class DividedModule:
 
 
 def planned_loads(plan: Plan, module: DividedModule) -> tuple[PlannedLoad, ...]:
-    """The plan's loads, then its residents, as the pipeline executes them."""
+    """The plan's loads, then its residents, then its ebbs, as the pipeline executes them."""
     found = [_planned(plan, module, load) for load in plan.loads]
     for slot in plan.resident:
         source = module.parts[slot.weight].source
         extent = _extent(module, slot.offset, source.nbytes)
         found.append(PlannedLoad(source, slot.offset, *extent, slot.weight in module.moved, resident=True))
-    return tuple(found)
+    return (*found, *(PlannedLoad.ebb(ebb.offset, ebb.nbytes) for ebb in plan.ebbs))
 
 
 def _planned(plan: Plan, module: DividedModule, load: Load) -> PlannedLoad:
@@ -131,6 +131,7 @@ class _Binder:
         self._plan, self._module, self._planned, self._bound = plan, module, planned, bound
         self.users = _users(plan, module.divided.problem)
         self._cold_order = self._order()
+        self._gated = frozenset(gated_loads(plan, planned))
 
     def streamed_users(self) -> dict[int, list[int]]:
         """The users of what comes in every pass."""
@@ -163,7 +164,12 @@ class _Binder:
             self._bound,
             self._planned,
             tuple(
-                BoundCall(tuple(loads), frozenset(load for load in loads if final[load] == call), positions[call])
+                BoundCall(
+                    tuple(loads),
+                    frozenset(load for load in loads if final[load] == call),
+                    positions[call],
+                    self._ebbs_at(call),
+                )
                 for call, loads in held.items()
             ),
             tuple(site_of_call),
@@ -174,13 +180,21 @@ class _Binder:
             _sliced_layers(self._module, sites),
             self._gates(users, positions),
             self._plan.pacing == PRELOAD,
+            self._ebbs_at(0),
+        )
+
+    def _ebbs_at(self, call: int) -> tuple[int, ...]:
+        first = len(self._planned) - len(self._plan.ebbs)
+        return tuple(
+            index for index, ebb in enumerate(self._plan.ebbs, start=first) if ebb.first_call <= call <= ebb.last_call
         )
 
     def _held_by_call(self, users: dict[int, list[int]]) -> dict[int, list[int]]:
-        """The loads that each call holds, ascending, by call, ascending."""
-        held: dict[int, list[int]] = {}
-        if self._plan.pacing == PLANNED:
-            held.update((load.after_call, []) for load in self._plan.loads if load.after_call >= 0)
+        """The loads that each call holds, ascending, by call, ascending; others hold none, but time what others do."""
+        held: dict[int, list[int]] = {self._plan.loads[load].after_call: [] for load in self._gated}
+        call_count = len(self._module.divided.problem.calls)
+        for ebb in self._plan.ebbs:  # and the call behind it, with which it ends
+            held.update((call, []) for call in range(ebb.first_call, min(ebb.last_call + 2, call_count)))
         for load in sorted(users):
             for call in users[load]:
                 held.setdefault(call, []).append(load)
@@ -190,12 +204,27 @@ class _Binder:
         after: dict[int, tuple[int, int]] = {}
         layers: dict[int, tuple[int, ...]] = {}
         for index, load in enumerate(self._plan.loads):
-            if self._plan.pacing == PLANNED and load.after_call >= 0:
+            if index in self._gated:
                 after[index] = (positions[load.after_call], load.after_pass)
             if self._plan.pacing == LOCKSTEP:
                 first = positions[users[index][0]]
                 layers[first] = (*layers.get(first, ()), index)
         return Gates(after, dict(sorted(layers.items())))
+
+
+def gated_loads(plan: Plan, planned: Sequence[PlannedLoad]) -> Iterator[int]:
+    """The loads that have to wait for the call that the plan names, though their places may be free before.
+
+    Of an eager plan, those that share their place with an ebb: it lies empty between what was there before and the ebb,
+    and is not to be filled then.
+    """
+    for index, load in enumerate(plan.loads):
+        extent = planned[index]
+        shares = any(
+            ebb.offset < extent.extent_end and extent.extent_begin < ebb.offset + ebb.nbytes for ebb in plan.ebbs
+        )
+        if load.after_call >= 0 and (plan.pacing == PLANNED or (plan.pacing == EAGER and shares)):
+            yield index
 
 
 def _sliced_layers(module: DividedModule, sites: Mapping[tuple[str, int | None], Site]) -> tuple[SlicedLayer, ...]:

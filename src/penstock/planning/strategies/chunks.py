@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from penstock.planning.ebbs import NOTHING
 from penstock.planning.lifetimes import Use
 from penstock.planning.plan import Load
 from penstock.planning.problem import Problem
-from penstock.planning.ring import release_parts
 
 LEAST_NBYTES = 1 << 20
 """Parts are no smaller: each costs the same to begin, and less than this takes storage as long to find as to read."""
@@ -31,22 +31,27 @@ class Chunk:
 
 
 def split(
-    problem: Problem, uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], region_nbytes: int
+    problem: Problem, uses: Sequence[Use], starts: Sequence[int], parts: Sequence[Sequence[tuple[int, int]]]
 ) -> list[Chunk]:
-    """The loads of uses that lie at `starts`, in load order."""
+    """The loads of uses that lie at `starts`, whose space is free in `parts` (see `ring.release_parts`), in order."""
     chunks: list[Chunk] = []
-    parts = release_parts(uses, extents, starts, region_nbytes, len(problem.calls))
     for index, (use, start, pieces) in enumerate(zip(uses, starts, parts, strict=True)):
+        if use.weight == NOTHING:
+            continue
         if len(pieces) == 1 or problem.weights[use.weight].is_moved:
-            chunks.append(Chunk(index, 0, extents[index], max(moment for _, moment in pieces)))
+            chunks.append(Chunk(index, 0, pieces[-1][0] - start, max(moment for _, moment in pieces)))
         else:
             chunks += _joined(index, start, pieces)
     return chunks
 
 
 def whole(uses: Sequence[Use], extents: Sequence[int], moments: Sequence[int]) -> list[Chunk]:
-    """One load for each use."""
-    return [Chunk(index, 0, extents[index], moments[index]) for index in range(len(uses))]
+    """One load for each use that is no ebb."""
+    return [
+        Chunk(index, 0, nbytes, moment)
+        for index, (use, nbytes, moment) in enumerate(zip(uses, extents, moments, strict=True))
+        if use.weight != NOTHING
+    ]
 
 
 def list_loads(problem: Problem, uses: Sequence[Use], starts: Sequence[int], chunks: Sequence[Chunk]) -> list[Load]:
@@ -71,7 +76,7 @@ def _load(problem: Problem, use: Use, start: int, chunk: Chunk) -> Load:
 
 def _joined(use: int, start: int, pieces: Sequence[tuple[int, int]]) -> list[Chunk]:
     """Chunks of one use: neighbouring pieces together until they are large enough, the earliest first."""
-    ends, moments = [0], []
+    ends, moments = [0], list[int]()
     for end, moment in pieces:
         if moments and (moment == moments[-1] or ends[-1] - ends[-2] < LEAST_NBYTES):
             ends[-1], moments[-1] = end - start, max(moments[-1], moment)

@@ -46,7 +46,7 @@ class Spreader:
     def _diffuse(
         self, rate: float, cap: float, credit: float, kept: frozenset[int], threshold: float
     ) -> tuple[set[int], int, float]:
-        """Residents beside `kept`, their bytes, and the credit that is left; a pass begins with what one left before."""
+        """Residents beside `kept`, their bytes, and the credit that is left, with which the next pass begins."""
         residents: set[int] = set()
         streamed: set[int] = set()
         extent, nbytes = self._bench.extent, 0

@@ -1,32 +1,30 @@
 """What stays, what streams, in which parts and how much space they share, chosen together.
 
 More space for the stream lets loads run further ahead; more residents leave less to load; loads in parts need less
-space, and so do weights that are computed slice by slice, at the price of other last bits. Which of these a byte serves
-best depends on model, storage and budget, so `search` tries them and simulates every choice exactly, until one is as
+space, and so do weights that are computed slice by slice, at the price of other last bits; memory that activations need
+only now and then can hold weights in between, at the price of getting its pages anew. Which of these a byte serves best
+depends on model, storage and budget, so the search tries them and simulates every choice exactly, until one is as
 good as `bounds` says that any can be. Deterministic throughout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import replace
 
 from penstock.planning.bounds import least_warm_seconds
-from penstock.planning.lifetimes import largest_live_nbytes, list_uses, needed_nbytes
+from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
-from penstock.planning.strategies.candidates import Bench, Candidate
-from penstock.planning.strategies.chunks import list_loads
+from penstock.planning.slicing import Cut
 from penstock.planning.strategies.cutting import list_divisions
-from penstock.planning.strategies.layout import finish
-from penstock.planning.strategies.search import Search
+from penstock.planning.strategies.fitting import Fitting
 
-_TRIALS = 24
-_TABLES_TRIED = 2
 _GOOD_ENOUGH = 1.01
-WORTHWHILE = 0.99
-"""A resident table is all loaded in the cold pass: what it saves in later ones has to be worth that. So has a cut,
-which changes last bits."""
+_WORTHWHILE = {"cut": 0.99, "ebb": 0.98}
+"""Cuts change last bits and ebbs cost page faults in every pass: what they save has to be worth that."""
+_LEVELS_TRIED = 3
+_WORK = 1500  # calls of all problems that are solved for one plan: about half a second
 
 
 class Optimal:
@@ -42,107 +40,46 @@ class Optimal:
         """See `registry.Strategy`."""
         bound = least_warm_seconds(problem)
         best: Plan | None = None
-        if needed_nbytes(problem, sliced=False) <= problem.budget_nbytes:
-            best = self._uncut(problem, bound)
-        for cuts, divided in list_divisions(problem):
-            if best is not None and best.prediction.warm_seconds <= _GOOD_ENOUGH * bound:
+        work = 0
+        for cuts, fitting, call_count in self._variants(problem, bound):
+            if best is not None and (best.prediction.warm_seconds <= _GOOD_ENOUGH * bound or work > _WORK):
                 break
-            plan = replace(self._uncut(divided.problem, bound), cuts=cuts)
-            if best is None or plan.prediction.warm_seconds < WORTHWHILE * best.prediction.warm_seconds:
+            plan = replace(fitting.plan(self.name), cuts=cuts)
+            work += call_count
+            if best is None or _is_better(plan, best):
                 best = plan
         if best is None:
             raise AssertionError(f"no plan in {problem.budget_nbytes} bytes, which are enough")
         return best
 
-    def _uncut(self, problem: Problem, bound: float) -> Plan:
-        """The best plan that cuts nothing, with the tables that are worth their space."""
-        read = {weight for call in problem.calls for weight in call.reads}
-        tables = {weight for weight in read if problem.weights[weight].rows_only}
-        kept: frozenset[int] = frozenset()
-        spare_nbytes = _capacity_nbytes(problem) - sum(problem.extent_nbytes(weight) for weight in read - tables)
-        if spare_nbytes >= 0:  # nothing has to stream, so nothing is made to
-            kept = _tables_within(problem, tables, spare_nbytes)
-            return self._plan(problem, read - tables, kept, tables - kept, bound)
-        best = self._plan(problem, read - tables, kept, tables, bound)
-        for table in sorted(tables, key=lambda weight: (-_row_seconds(problem, weight), weight))[:_TABLES_TRIED]:
-            if _row_seconds(problem, table) > 0 and _fits(problem, kept | {table}, tables):
-                plan = self._plan(problem, read - tables, kept | {table}, tables - kept - {table}, bound)
-                if plan.prediction.warm_seconds < WORTHWHILE * best.prediction.warm_seconds:
-                    best, kept = plan, kept | {table}
-        return best
-
-    def _plan(
-        self, problem: Problem, whole: Collection[int], kept: frozenset[int], rows: Collection[int], bound: float
-    ) -> Plan:
-        """The best plan in which the tables `kept` are resident and `rows` are not."""
-        capacity_nbytes = _capacity_nbytes(problem) - sum(problem.extent_nbytes(weight) for weight in kept)
-        if sum(problem.extent_nbytes(weight) for weight in whole) <= capacity_nbytes:
-            return finish(problem, self.name, {*whole, *kept}, sorted(rows), [], 0)
-        small = _small_residents(problem, capacity_nbytes, whole, problem.tiny_nbytes)
-        rest_nbytes = capacity_nbytes - sum(problem.extent_nbytes(weight) for weight in small)
-        found = _best_candidate(problem, rest_nbytes, kept | small, rows, bound)
-        loads = list_loads(problem, found.uses, found.starts, found.chunks)
-        return finish(problem, self.name, kept | small | found.residents, sorted(rows), loads, found.region_nbytes)
+    def _variants(self, problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Fitting, int]]:
+        """Ways to divide weights and memory that have a plan, the simplest first, with how long each is to solve."""
+        divisions = []
+        if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
+            divisions.append((tuple[Cut, ...](), problem))
+        divisions += [(cuts, divided.problem) for cuts, divided in list_divisions(problem, bound)]
+        for levels in (_levels(problem)[:1], _levels(problem)[1:]):
+            for cuts, divided in divisions:
+                for level_nbytes in levels:
+                    fitting = Fitting(divided, bound, level_nbytes)
+                    if fitting.is_feasible:
+                        yield cuts, fitting, len(divided.calls)
 
 
-def _fits(problem: Problem, kept: frozenset[int], tables: Collection[int]) -> bool:
-    """Whether the tables `kept` leave enough for what one moment needs of the weights that calls read whole."""
-    kept_nbytes = sum(problem.extent_nbytes(weight) for weight in kept)
-    uses = list_uses(problem, merged=False)
-    return kept_nbytes + largest_live_nbytes(problem, uses, tables) <= _capacity_nbytes(problem)
+def _levels(problem: Problem) -> list[int]:
+    """Activations that have room beside the whole arena: all, and some smaller levels, which save a lot."""
+    levels = level_candidates(problem)
+    arena_nbytes = problem.budget_nbytes - problem.reserve.total_nbytes
+    saving = [level for level in levels[1:] if levels[0] - level > max(arena_nbytes, 0) // 8]
+    step = max(1, -(-len(saving) // _LEVELS_TRIED))
+    return [levels[0], *saving[::-step][:_LEVELS_TRIED]]
 
 
-def _best_candidate(
-    problem: Problem, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int], bound: float
-) -> Candidate:
-    bench = Bench(problem, capacity_nbytes, fixed, rows, merged=False)
-    benches = [bench]
-    merged = Bench(problem, capacity_nbytes, fixed, rows, merged=True)
-    if merged.uses != bench.uses:
-        benches.append(merged)
-    best = bench.try_least()
-    for one in benches:
-        found = Search(one, bound).run(_TRIALS // len(benches))
-        if found is not None and found.rank < best.rank:
-            best = found
-    return best
-
-
-def _small_residents(
-    problem: Problem, capacity_nbytes: int, whole: Collection[int], small_nbytes: int
-) -> frozenset[int]:
-    """The smallest weights up to `small_nbytes`, as many as leave room for what one moment needs of all others."""
-    uses = [use for use in list_uses(problem, merged=False) if use.weight in whole]
-    tiny = [weight for weight in whole if problem.weights[weight].nbytes <= small_nbytes]
-    tiny.sort(key=lambda weight: (problem.extent_nbytes(weight), weight))
-    low, high = 0, len(tiny)
-    while low < high:  # each that stays takes at least what it saves, so the total only grows
-        middle = (low + high + 1) // 2
-        chosen = frozenset(tiny[:middle])
-        nbytes = sum(problem.extent_nbytes(weight) for weight in chosen)
-        if nbytes + largest_live_nbytes(problem, uses, chosen) <= capacity_nbytes:
-            low = middle
-        else:
-            high = middle - 1
-    return frozenset(tiny[:low])
-
-
-def _tables_within(problem: Problem, tables: Collection[int], spare_nbytes: int) -> frozenset[int]:
-    """The tables whose rows cost most per byte, as many as fit."""
-    kept = set()
-    for table in sorted(
-        tables, key=lambda table: (-_row_seconds(problem, table) / problem.extent_nbytes(table), table)
-    ):
-        if _row_seconds(problem, table) > 0 and problem.extent_nbytes(table) <= spare_nbytes:
-            kept.add(table)
-            spare_nbytes -= problem.extent_nbytes(table)
-    return frozenset(kept)
-
-
-def _row_seconds(problem: Problem, table: int) -> float:
-    """What a pass waits for the rows of `table`."""
-    return problem.weights[table].row_seconds * sum(table in call.reads for call in problem.calls)
-
-
-def _capacity_nbytes(problem: Problem) -> int:
-    return problem.budget_nbytes - problem.reserve.total_nbytes
+def _is_better(plan: Plan, best: Plan) -> bool:
+    """Whether `plan` is faster by as much as it has to be for what it does and the best so far does not."""
+    factor = 1.0
+    if plan.cuts and not best.cuts:
+        factor *= _WORTHWHILE["cut"]
+    if plan.ebbs and not best.ebbs:
+        factor *= _WORTHWHILE["ebb"]
+    return plan.prediction.warm_seconds < factor * best.prediction.warm_seconds

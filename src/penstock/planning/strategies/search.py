@@ -1,10 +1,10 @@
 """The search for the best residents of a `Bench`: a descent along a few numbers, then exchanges where a pass stalls.
 
-A choice is made by five numbers: up to which size all weights stay (each load costs as much to begin, so large ones take
-fewer for as many bytes), how many of the largest stay (one that dwarfs the others would dictate the streaming region),
-how large the region is, which share of the other residents goes to weights that cost most storage time per byte (read
-several times, or small), and how much credit a weight needs to stream (see `diffusion`). The best value of each is
-looked for in turn by a quick estimate (see `fifo`), and what looks best is laid out and simulated.
+A choice is made by five numbers: up to which size all weights stay (each load costs as much to begin, so large ones
+take fewer for as many bytes), how many of the largest stay (one that dwarfs the others would dictate the streaming
+region), how large the region is, which share of the other residents goes to weights that cost most storage time per
+byte (read several times, or small), and how much credit a weight needs to stream (see `diffusion`). The best value of
+each is looked for in turn by a quick estimate (see `fifo`), and what looks best is laid out and simulated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from penstock.planning.ebbs import NOTHING
 from penstock.planning.strategies.candidates import Bench, Candidate
 from penstock.planning.strategies.diffusion import Spreader
 
@@ -57,6 +58,9 @@ class Search:
 
     def run(self, trials: int) -> Candidate | None:
         """The best candidate found, after `trials` exchanges at most; None if there is none."""
+        if len(self._bench.uses) <= _FEW:
+            self._try_all()
+            return self._best
         choice = _Choice()
         for _ in range(_ROUNDS):
             before = choice
@@ -67,9 +71,7 @@ class Search:
                     return self._best
             if choice == before:
                 break
-        if len(self._bench.uses) <= _FEW:
-            self._try_all()
-        elif not self._lay_out(_LAID_OUT):
+        if not self._lay_out(_LAID_OUT):
             self._exchange(trials)
         return self._best
 
@@ -79,7 +81,7 @@ class Search:
         choices = [frozenset(some) for count in range(len(weights) + 1) for some in combinations(weights, count)]
         for residents in choices:
             self._keep(bench.try_residents(residents))
-        for residents in choices:
+        for residents in () if bench.is_ebbing else choices:
             limit = math.inf if self._best is None else self._best.seconds
             streamed = sum(use.weight not in residents for use in bench.uses)
             if limit > self._goal and streamed <= _FEW_PLACED and bench.lacking_nbytes(residents) <= 0:
@@ -128,11 +130,12 @@ class Search:
         bench = self._bench
         for _ in range(trials):
             best = self._best
-            if best is None or not best.uses or best.seconds <= self._goal:
+            streamed = [use for use in best.uses if use.weight != NOTHING] if best is not None else []
+            if best is None or not streamed or best.seconds <= self._goal:
                 return
             residents = set(best.residents)
             stalled = draw.choices(range(len(best.stalls)), [max(stall, 1e-12) for stall in best.stalls])[0]
-            before = [use.weight for use in best.uses if use.first <= stalled] or [use.weight for use in best.uses]
+            before = [use.weight for use in streamed if use.first <= stalled] or [use.weight for use in streamed]
             coming = draw.choice(before[-_NEAR:])
             if draw.random() < 0.8:
                 residents.add(coming)

@@ -36,6 +36,13 @@ class Arena(ABC):
         return self.nbytes
 
     @abstractmethod
+    def give_back(self, offset: int, nbytes: int) -> None:
+        """Let others have the memory of these bytes, which hold nothing, until they are written again.
+
+        Only whole pages go back, where pages are huge whole huge ones. What is read there in between is undefined.
+        """
+
+    @abstractmethod
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor's bytes lie in this memory."""
 

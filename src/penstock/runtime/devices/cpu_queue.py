@@ -22,20 +22,28 @@ from penstock.runtime.storage import Storage
 
 READ_NBYTES = 4 << 20
 THREADS = 2
+HUGE_PAGE_NBYTES = 2 << 20
 _LIBC = ctypes.CDLL(None)
 _IN_MEMORY = bytes(page & 1 for page in range(256))
 
 
 class CpuArena(Arena):
-    """Anonymous memory outside the allocator, in huge pages where the system grants them."""
+    """Anonymous memory outside the allocator, in huge pages where the system grants them.
+
+    It begins on such a page, so that offsets tell where they begin: of a part of one nothing goes back. The kernel's
+    count of this process's memory sinks for a part, too, but a memory cgroup's does not (Linux 6.18).
+    """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self._memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)  # fewer pages to pin for each direct read
-        self.view = memoryview(self._memory)
-        self.address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, max(nbytes, 1) + HUGE_PAGE_NBYTES - mmap.PAGESIZE, flags=flags)
+        begin = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        self._lead = -begin % HUGE_PAGE_NBYTES
+        if hasattr(mmap, "MADV_HUGEPAGE") and nbytes:  # fewer pages to pin for each direct read; none beyond the end
+            self._memory.madvise(mmap.MADV_HUGEPAGE, self._lead, nbytes)
+        self.address = begin + self._lead
+        self.view = memoryview(self._memory)[self._lead : self._lead + nbytes]
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         count = 1
@@ -44,13 +52,18 @@ class CpuArena(Arena):
         if count == 0:
             return torch.empty(shape, dtype=dtype)
         with torch.inference_mode(False):  # a weight that is an inference tensor takes other kernels
-            return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+            return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._lead + offset).view(shape)
 
     def resident_nbytes(self) -> int:
         pages = (ctypes.c_ubyte * -(-self.nbytes // mmap.PAGESIZE))()
         if self.nbytes and _LIBC.mincore(ctypes.c_void_p(self.address), ctypes.c_size_t(self.nbytes), pages):
             return self.nbytes
         return bytes(pages).translate(_IN_MEMORY).count(1) * mmap.PAGESIZE
+
+    def give_back(self, offset: int, nbytes: int) -> None:
+        begin, end = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end:
+            self._memory.madvise(mmap.MADV_DONTNEED, self._lead + begin, end - begin)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         if tensor.layout is not torch.strided or tensor.is_meta:

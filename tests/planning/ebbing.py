@@ -1,0 +1,35 @@
+"""Plans with ebbs, made without a strategy: ring placement of what some residents leave."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from penstock.planning import Plan, Problem
+from penstock.planning.ebbs import capacity_nbytes, list_ebbs, streamable_uses
+from penstock.planning.strategies.layout import assemble, lay_out_around, lay_out_ebbing
+
+
+def tables(problem: Problem) -> list[int]:
+    """Weights that calls read by rows."""
+    read = {weight for call in problem.calls for weight in call.reads}
+    return sorted(weight for weight in read if problem.weights[weight].rows_only)
+
+
+def least_plan(problem: Problem) -> Plan:
+    """Everything streams through the least space, and that ebbs where it has to."""
+    uses = streamable_uses(problem)
+    layout = lay_out_ebbing(problem, uses, [problem.extent_nbytes(use.weight) for use in uses])
+    return assemble(problem, "least", (), tables(problem), layout)
+
+
+def ring_plan(problem: Problem, level_nbytes: int, residents: Collection[int] = ()) -> Plan | None:
+    """Residents, and a ring of all that a level of activations leaves room for; None where that finds no space."""
+    uses = [use for use in streamable_uses(problem) if use.weight not in residents]
+    stays = list_ebbs(problem, level_nbytes)
+    extents = [problem.extent_nbytes(use.weight) for use in uses]
+    room_nbytes = min((capacity_nbytes(problem, call) for call in range(len(problem.calls))), default=0)
+    excess_nbytes = max((call.activations_nbytes for call in problem.calls), default=0) - level_nbytes
+    region_nbytes = room_nbytes + max(excess_nbytes, 0) if stays else room_nbytes
+    region_nbytes -= sum(problem.extent_nbytes(weight) for weight in residents)
+    layout = lay_out_around(problem, uses, extents, region_nbytes, stays)
+    return None if layout is None else assemble(problem, "ring", residents, tables(problem), layout)
