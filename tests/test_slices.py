@@ -173,6 +173,26 @@ def test_under_autocast_slices_compute_as_the_layer_would() -> None:
     penstock.restore(module)
 
 
+def test_an_exact_stream_changes_no_bit_where_another_computes_in_slices() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(5)), nn.Linear(1024, 3000))
+    given = torch.linspace(-1, 1, 32 * 1024).reshape(32, 1024)
+    with torch.inference_mode():
+        expected = module(given)
+    with pytest.raises(penstock.BudgetInfeasibleError, match="with exact=False") as refusal:
+        penstock.stream(copy.deepcopy(module), budget=1, example=given, exact=True)
+    budget = refusal.value.needed_nbytes
+    penstock.stream(module, budget=budget, example=given)
+    assert plan_of(module).cuts
+    penstock.stream(module, budget=budget, example=given, exact=True)
+    assert not plan_of(module).cuts
+    assert plan_of(module).loads
+    with torch.inference_mode():
+        assert all(torch.equal(module(given), expected) for _ in range(3))
+    assert not penstock.plan(module, budget=budget, example=given, exact=True).cuts
+    penstock.restore(module)
+
+
 class _Subclass(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight.abs(), self.bias)

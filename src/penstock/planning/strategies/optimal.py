@@ -10,7 +10,7 @@ good as `bounds` says that any can be. Deterministic throughout.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with
@@ -27,14 +27,21 @@ _LEVELS_TRIED = 3
 _WORK = 1500  # calls of all problems that are solved for one plan: about half a second
 
 
+@dataclass(frozen=True)
 class Optimal:
-    """The strategy `"optimal"`."""
+    """The strategy `"optimal"`.
+
+    Attributes:
+        exact: no layer is computed in slices, so that every bit is the resident model's.
+    """
+
+    exact: bool = False
 
     name = "optimal"
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
-        return needed_nbytes(problem, sliced=True)
+        return needed_nbytes(problem, sliced=not self.exact)
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""
@@ -57,7 +64,8 @@ class Optimal:
         divisions = []
         if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
             divisions.append((tuple[Cut, ...](), problem))
-        divisions += [(cuts, divided.problem) for cuts, divided in list_divisions(problem, bound)]
+        if not self.exact:
+            divisions += [(cuts, divided.problem) for cuts, divided in list_divisions(problem, bound)]
         for levels in (_levels(problem)[:1], _levels(problem)[1:]):
             for cuts, divided in divisions:
                 for level_nbytes in levels:
