@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import penstock
+from penstock.arms import ArmResult, ArmSpec
 from penstock.cli.app import run_app
 from penstock.generation import Generation
 from penstock.models import open_folder
@@ -276,6 +278,50 @@ def test_bench_compares_each_budget_with_the_resident_model(
     assert cell["bit_identical"]
     assert cell["within_budget"]
     assert len(cell["resident"]["seconds"]) == len(cell["streamed"]["seconds"]) == 7
+
+
+@pytest.mark.parametrize(("slices", "code", "said"), [(0, 1, "no"), (3, 0, "no, in slices")])
+def test_bits_may_differ_in_slices_only(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bert: Path,
+    inputs: Path,
+    slices: int,
+    code: int,
+    said: str,
+) -> None:
+    counters = {"bytes_read": 1.0, "passes": 1.0, "stall_seconds": 0.0, "sliced_weights": slices}
+    plain = ArmResult((1.0,), 1.0, 1.0, 1, "VmHWM", "these bits", {})
+    budgeted = dataclasses.replace(plain, outputs_sha256="other bits", stats=counters)
+    monkeypatch.setattr("penstock.cli.bench._compare", lambda *_: [(2**20, plain, budgeted)])
+    assert run_app(["bench", str(bert), "--budget", "1MiB", "--inputs", str(inputs)]) == code
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "1.0 MiB" in line)
+    assert row.rstrip(" │|").endswith(said)
+
+
+@pytest.mark.parametrize("given", [[], ["--exact"]])
+@pytest.mark.parametrize("command", COMMANDS_ON_MODELS[:4])
+def test_exact_is_asked_for_with_a_flag(
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
+    tmp_path: Path,
+    bert: Path,
+    qwen: Path,
+    inputs: Path,
+    command: list[str],
+    given: list[str],
+) -> None:
+    def stream(*_: object, exact: bool, **__: object) -> NoReturn:
+        raise penstock.PlanError(f"exact={exact}")
+
+    def open_arms(specs: Sequence[ArmSpec]) -> NoReturn:
+        stream(exact=specs[0].exact)
+
+    monkeypatch.setattr(penstock, "from_pretrained", stream)
+    monkeypatch.setattr("penstock.arms.open_arms", open_arms)
+    model = qwen if "--prompt" in command else bert
+    places = {"MODEL": model, "INPUTS": inputs, "OUTPUTS": tmp_path / "outputs.safetensors"}
+    assert fails(*(places.get(word, word) for word in command), *given) == f"exact={bool(given)}"
 
 
 def test_bench_tells_in_one_line_what_its_processes_refuse(fails: Callable[..., str], bert: Path, inputs: Path) -> None:

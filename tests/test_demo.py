@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 import torch
 import transformers
 
 from penstock import demo
+from penstock.arms import ArmError, ArmSpec
 from penstock.cache import cache_dir
 from penstock.cli.app import run_app
 from penstock.demo import DemoResult, Hit, Measured
@@ -53,6 +56,19 @@ def test_a_broken_promise_is_said_and_is_the_exit_code(
     else:
         assert "a sentence" in out
         assert said is None or said in out
+
+
+def test_the_bits_that_the_demo_promises_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ArmSpec] = []
+
+    def refuse(specs: Sequence[ArmSpec]) -> NoReturn:
+        asked.extend(specs)
+        raise ArmError("not today")
+
+    monkeypatch.setattr("penstock.demo.open_arms", refuse)
+    with pytest.raises(ArmError):
+        demo.run_demo(lambda *step: None, rounds=2, large=SMALL, large_budget="64MiB")
+    assert [(spec.budget_nbytes is not None, spec.exact) for spec in asked] == [(True, True)]
 
 
 def test_the_large_model_is_written_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_every_error_is_public_and_in_one_tree() -> None:
 
 
 def test_the_arguments_of_the_public_calls_are_what_the_documentation_says() -> None:
-    objectives = ["max_overhead", "least_memory", "lam", "peak_nbytes", "time_limit_seconds"]
+    objectives = ["max_overhead", "least_memory", "exact", "lam", "peak_nbytes", "time_limit_seconds"]
     shared = ["budget", "device", "example", "strategy", *objectives]
     assert list(inspect.signature(penstock.stream).parameters) == ["module", "checkpoint", *shared, "offload_folder"]
     assert list(inspect.signature(penstock.from_pretrained).parameters) == ["cls", "path", *shared, "same"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,8 @@ from penstock.planning import Plan, Problem
 from penstock.planning.lifetimes import needed_nbytes as least_nbytes
 from penstock.planning.slicing import Cut, divide
 from penstock.planning.strategies import get
+from penstock.runtime import attachment
+from penstock.runtime.slices import SlicedProduct
 
 from .adversary import AdversarialDevice
 from .streaming import counted_memory, plan_of, weight_nbytes
@@ -169,6 +173,26 @@ def test_under_autocast_slices_compute_as_the_layer_would() -> None:
     penstock.restore(module)
 
 
+def test_an_exact_stream_changes_no_bit_where_another_computes_in_slices() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(5)), nn.Linear(1024, 3000))
+    given = torch.linspace(-1, 1, 32 * 1024).reshape(32, 1024)
+    with torch.inference_mode():
+        expected = module(given)
+    with pytest.raises(penstock.BudgetInfeasibleError, match="with exact=False") as refusal:
+        penstock.stream(copy.deepcopy(module), budget=1, example=given, exact=True)
+    budget = refusal.value.needed_nbytes
+    penstock.stream(module, budget=budget, example=given)
+    assert plan_of(module).cuts
+    penstock.stream(module, budget=budget, example=given, exact=True)
+    assert not plan_of(module).cuts
+    assert plan_of(module).loads
+    with torch.inference_mode():
+        assert all(torch.equal(module(given), expected) for _ in range(3))
+    assert not penstock.plan(module, budget=budget, example=given, exact=True).cuts
+    penstock.restore(module)
+
+
 class _Subclass(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight.abs(), self.bias)
@@ -206,4 +230,46 @@ def test_a_weight_in_slices_is_unreadable_and_its_state_is_whole() -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         _ = module[0].weight + 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    penstock.restore(module)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[SlicedProduct]]:
+    """Every product of slices that a pass makes."""
+    made: list[weakref.ref[SlicedProduct]] = []
+
+    class Watched(SlicedProduct):
+        def __init__(self, module: nn.Module, given: torch.Tensor) -> None:
+            super().__init__(module, given)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(attachment, "SlicedProduct", Watched)
+    return made
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d, circular padding", "transformers' Conv1D"])
+def test_a_result_in_slices_is_freed_as_soon_as_it_is_dropped(
+    products: list[weakref.ref[SlicedProduct]], name: str
+) -> None:
+    build, given = CASES[name]
+    module = build()
+    stream_finely(module, given)
+    given = given.clone()
+    with torch.inference_mode():
+        result = module(given)
+    assert products, "nothing was computed in slices"
+    assert all(product() is None for product in products)
+    result_alive, given_alive = weakref.ref(result), weakref.ref(given)
+    del result, given
+    assert result_alive() is None
+    assert given_alive() is None
     penstock.restore(module)

@@ -51,6 +51,7 @@ def stream(
     strategy: str = "auto",
     max_overhead: float | None = None,
     least_memory: bool = False,
+    exact: bool = False,
     lam: float | None = None,
     peak_nbytes: int | None = None,
     time_limit_seconds: float | None = None,
@@ -72,6 +73,8 @@ def stream(
         strategy: how to plan; `"auto"`, or one of `penstock.planning.strategies.names()`.
         max_overhead: use as little memory as lets a pass take, as predicted, `1 + max_overhead` times its compute.
         least_memory: use as little memory as the strategy can.
+        exact: compute no layer in slices, so that every bit is the resident model's. Otherwise a plan may, where it is
+            at least 1 % faster so or fits in no other way; such layers' results are equal within rounding.
         lam, peak_nbytes, time_limit_seconds: for `strategy="flashmem"`: see `penstock.planning.PlanOptions`.
         offload_folder: where weights are written if `checkpoint` is None; a temporary folder if None.
 
@@ -82,7 +85,7 @@ def stream(
         UnsupportedModelError: the module cannot be streamed.
         StorageError: weights could not be written.
     """
-    options = PlanOptions(max_overhead, least_memory, lam, peak_nbytes, time_limit_seconds)
+    options = PlanOptions(max_overhead, least_memory, exact, lam, peak_nbytes, time_limit_seconds)
     terms = Terms.of(budget, device, strategy, options)
     _check_module(module)
     footprint = Footprint(held_nbytes=_held_nbytes(module))
@@ -113,6 +116,7 @@ def from_pretrained(
     strategy: str = "auto",
     max_overhead: float | None = None,
     least_memory: bool = False,
+    exact: bool = False,
     lam: float | None = None,
     peak_nbytes: int | None = None,
     time_limit_seconds: float | None = None,
@@ -130,7 +134,7 @@ def from_pretrained(
         UnsupportedModelError: the weights cannot be read in place; `penstock pack` can convert them.
         BudgetError, BudgetInfeasibleError, PlanError, CheckpointError, CheckpointMismatchError: as for `stream`.
     """
-    options = PlanOptions(max_overhead, least_memory, lam, peak_nbytes, time_limit_seconds)
+    options = PlanOptions(max_overhead, least_memory, exact, lam, peak_nbytes, time_limit_seconds)
     terms = Terms.of(budget, device, strategy, options)
     footprint = Footprint()
     skeleton = load_skeleton(cls, path, **same)
@@ -176,6 +180,7 @@ def plan(
     strategy: str = "auto",
     max_overhead: float | None = None,
     least_memory: bool = False,
+    exact: bool = False,
     lam: float | None = None,
     peak_nbytes: int | None = None,
     time_limit_seconds: float | None = None,
@@ -193,7 +198,7 @@ def plan(
         StreamStateError: `module` is not streamed and no checkpoint is given, or is streamed and one is.
         CheckpointError, CheckpointMismatchError, UnsupportedModelError: as for `stream`.
     """
-    options = PlanOptions(max_overhead, least_memory, lam, peak_nbytes, time_limit_seconds)
+    options = PlanOptions(max_overhead, least_memory, exact, lam, peak_nbytes, time_limit_seconds)
     terms = Terms.of(budget, device, strategy, options)
     return _workload(module, checkpoint, example, terms.device).plan(terms.budget.nbytes, terms.strategy, options)
 

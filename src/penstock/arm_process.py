@@ -64,9 +64,11 @@ class _ArmProcess:
         peak_nbytes = _status_nbytes("VmHWM") - self._baseline_nbytes
         stats: dict[str, float] = {}
         if self._budgeted:
-            measured = penstock.inspect(self._module).stats
+            stream = penstock.inspect(self._module)
+            measured = stream.stats
             names = ("bytes_read", "stall_seconds", "demand_loads", "peak_nbytes", "passes")
             stats = {name: getattr(measured, name) for name in names}
+            stats["sliced_weights"] = len(stream.plan.cuts)
         return {"peak_nbytes": peak_nbytes, "outputs_sha256": outputs_sha256(self.outputs), "stats": stats}
 
 
@@ -82,6 +84,7 @@ def load(cls: Any, spec: ArmSpec) -> torch.nn.Module:
             strategy=spec.strategy,
             max_overhead=spec.max_overhead,
             least_memory=spec.least_memory,
+            exact=spec.exact,
         )
     evaluating: torch.nn.Module = module.eval()
     return evaluating

@@ -43,7 +43,7 @@ class ArmSpec:
         class_name: its class there.
         inputs: safetensors files with a forward's arguments by name; a pass calls the model with each in turn.
         budget_nbytes: streamed within so much; None: resident, loaded by the library itself.
-        strategy, max_overhead, least_memory: how to plan.
+        strategy, max_overhead, least_memory, exact: how to plan.
     """
 
     folder: str
@@ -54,6 +54,7 @@ class ArmSpec:
     strategy: str = "auto"
     max_overhead: float | None = None
     least_memory: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class ArmResult:
         peak_nbytes: the most memory over the baseline, warm-up included.
         peak_source: `"cgroup"` (page cache and kernel memory included) or `"VmHWM"`.
         outputs_sha256: over names, dtypes, shapes and bytes of the last pass's outputs.
-        stats: the stream's own counters; empty for a resident arm.
+        stats: the stream's own counters, and its plan's `sliced_weights`; empty for a resident arm.
     """
 
     seconds: tuple[float, ...]

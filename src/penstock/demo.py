@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from penstock.demo_models import VIT_LARGE, minilm_folder, write_random_vit
 from penstock.demo_texts import QUERIES, SENTENCES
 from penstock.examples import example_inputs
 from penstock.machine import measure
-from penstock.models import load_class, open_folder
+from penstock.models import ModelFolder, load_class, open_folder
 from penstock.tensors import load_tensors, save_tensors
 
 Progress = Callable[[str, int, int], None]
@@ -151,7 +151,7 @@ def _measure(
     storage = measure(folder, quick=True, progress=lambda done, total: progress("measuring storage", done, total))
     opened = open_folder(folder)
     budget_nbytes = parse_size(budget)
-    specs = [ArmSpec(str(folder), opened.library, opened.class_name, files, nbytes) for nbytes in (None, budget_nbytes)]
+    specs = _specs(folder, opened, files, budget_nbytes)
     progress(title, 0, rounds)
     with open_arms(specs[1:]) as first:  # the first process of a model finds out what it takes; later ones know
         alternate(first, LEARNING_ROUNDS)
@@ -170,6 +170,12 @@ def _measure(
         bytes_per_second=storage.bytes_per_second,
         identical=resident.outputs_sha256 == streamed.outputs_sha256,
     )
+
+
+def _specs(folder: Path, opened: ModelFolder, files: tuple[str, ...], budget_nbytes: int) -> list[ArmSpec]:
+    """Resident, and streamed with the same bits."""
+    resident = ArmSpec(str(folder), opened.library, opened.class_name, files)
+    return [resident, replace(resident, budget_nbytes=budget_nbytes, exact=True)]
 
 
 def rank(hidden: torch.Tensor, attention_mask: torch.Tensor, best: int = 3) -> dict[str, tuple[Hit, ...]]:

@@ -122,7 +122,7 @@ class Pipeline:
                 number = len(self.call_end)
                 call = self.problem.calls[number % self.count]
                 rows = sum(self.problem.weights[w].row_seconds for w in call.reads if w in self.plan.rows)
-                computing = now + rows + call.seconds
+                computing = now + rows + self._lost_seconds(number) + call.seconds
             coming = [time for time in (read_end, copy_end, computing) if time is not None and time < math.inf]
             assert coming, f"deadlock before call {len(self.call_end)}"
             now = min(coming)
@@ -134,6 +134,12 @@ class Pipeline:
                 self.call_end.append(now)
                 computing = None
         return self.call_end
+
+    def _lost_seconds(self, number: int) -> float:
+        """What call `number` computes longer for the loads that it is the first to need."""
+        storage = self.problem.storage
+        reads = [item.read_seconds for item in self.items if item.first == number]
+        return len(reads) * storage.load_compute_seconds + storage.read_compute_share * sum(reads)
 
     def _is_over(self, call: float) -> bool:
         return call < len(self.call_end)

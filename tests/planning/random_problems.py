@@ -65,6 +65,8 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
             draw(st.sampled_from([500.0, 2000.0, 20000.0])),
             draw(st.sampled_from([0.0, 0.01])),
             BLOCK,
+            load_compute_seconds=draw(st.sampled_from([0.0, 0.0, 0.02])),
+            read_compute_share=draw(st.sampled_from([0.0, 0.0, 0.125])),
             regain_bytes_per_second=draw(st.sampled_from([3000.0, 1e10])),
             page_nbytes=draw(st.sampled_from([BLOCK, 3 * BLOCK])),
         ),

@@ -133,6 +133,14 @@ def test_adjacent_reads_share_one_load() -> None:
     assert len(plan.loads) == len({load.weight for load in plan.loads})
 
 
+def test_a_weight_that_stays_between_two_uses_does_not_push_others_out_of_the_arena() -> None:
+    problem = chain([1, 3, 3, 1], [2.0, 2.0, 2.0, 2.0], 6, bytes_per_second=4.0, block_nbytes=1)
+    reads = [(2, 0), (3,), (), (0, 1)]
+    calls = tuple(replace(call, reads=read) for call, read in zip(problem.calls, reads, strict=True))
+    problem = replace(problem, calls=calls)
+    check(problem, make_plan(problem))
+
+
 @pytest.mark.parametrize(("row_seconds", "resident"), [(0.0, False), (5e-3, True)])
 def test_a_table_is_resident_only_where_that_is_faster(row_seconds: float, resident: bool) -> None:
     problem = chain([MEGABYTE] * 12, [2e-3] * 12, 8 * MEGABYTE, bytes_per_second=1e9)

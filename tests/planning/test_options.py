@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from penstock.errors import BudgetInfeasibleError, PlanError
 from penstock.planning import PlanOptions, Problem, check, make_plan
+from penstock.planning.lifetimes import needed_nbytes
 from penstock.planning.strategies import get, names
 
 from .random_problems import chain, problems
@@ -40,6 +41,7 @@ def name(request: pytest.FixtureRequest) -> str:
         ({"max_overhead": "much"}, "max_overhead is 'much'"),
         ({"max_overhead": True}, "max_overhead is True"),
         ({"least_memory": 1}, "least_memory is 1"),
+        ({"exact": 0.5}, "exact is 0.5"),
         ({"lam": 1.5}, "lam is 1.5"),
         ({"lam": -0.5}, "lam is -0.5"),
         ({"peak_nbytes": 0}, "peak_nbytes is 0"),
@@ -57,6 +59,45 @@ def test_options_that_make_no_sense_are_refused(given_options: dict[str, Any], n
 def test_a_strategy_without_a_solver_takes_no_options_for_one(options: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match=rf"{next(iter(options))}: only strategy 'flashmem'.*'swapnet'"):
         make_plan(_problem(), "swapnet", options=PlanOptions(**options))
+
+
+def _with_a_head(budget_nbytes: int) -> Problem:
+    """`_problem` and a head of twelve megabytes that can be computed in slices."""
+    problem = chain([2 * MEGABYTE] * 8 + [12 * MEGABYTE], [1e-3] * 9, budget_nbytes)
+    return replace(problem, weights=(*problem.weights[:-1], replace(problem.weights[-1], rows=12)))
+
+
+def test_an_exact_plan_cuts_nothing_where_another_would() -> None:
+    problem = _with_a_head(13 * MEGABYTE)
+    assert make_plan(problem).cuts
+    exact = make_plan(problem, options=PlanOptions(exact=True))
+    assert not exact.cuts
+    check(problem, exact)
+    least = make_plan(problem, options=PlanOptions(exact=True, least_memory=True))
+    assert not least.cuts
+    assert least.budget_nbytes == needed_nbytes(problem, sliced=False) == 12 * MEGABYTE
+
+
+def test_a_budget_that_takes_slices_is_refused_to_an_exact_plan_with_both_minima() -> None:
+    problem = _with_a_head(5 * MEGABYTE)
+    assert make_plan(problem).cuts
+    in_slices = needed_nbytes(problem, sliced=True)
+    said = rf"with no layer in slices needs.*give at least {12 * MEGABYTE} bytes, or {in_slices} bytes with exact=False"
+    with pytest.raises(BudgetInfeasibleError, match=said) as refusal:
+        make_plan(problem, options=PlanOptions(exact=True))
+    assert refusal.value.needed_nbytes == 12 * MEGABYTE
+    with pytest.raises(BudgetInfeasibleError) as refusal:
+        make_plan(replace(problem, budget_nbytes=in_slices - 1))
+    assert "exact" not in str(refusal.value)
+
+
+def test_every_strategy_takes_exact(name: str) -> None:
+    problem = _with_a_head(100 * MEGABYTE)
+    plan = make_plan(problem, name, options=PlanOptions(exact=True))
+    assert not plan.cuts
+    with pytest.raises(BudgetInfeasibleError) as refusal:
+        make_plan(replace(problem, budget_nbytes=1), name, options=PlanOptions(exact=True))
+    assert ("exact=False" in str(refusal.value)) == (name == "optimal")
 
 
 def test_least_memory_is_what_the_strategy_needs(name: str) -> None:

@@ -75,7 +75,8 @@ class _Oracle:
                 serving = now + items[served].seconds
             if busy_until is None and self._has_weights(items, call, now):
                 rows = [self.problem.weights[w].row_seconds for w in self._call(call).reads if w in self.plan.rows]
-                busy_until = now + sum(rows) + self._call(call).seconds
+                lost = [self._lost_seconds(item) for item in items if item.first == call]
+                busy_until = now + sum(rows) + sum(lost) + self._call(call).seconds
             events = [time for time in (serving, busy_until) if time is not None]
             assert events, f"deadlock before call {call}"
             now = min(events)
@@ -86,6 +87,11 @@ class _Oracle:
                 self.ended_at[call] = now
                 busy_until, call = None, call + 1
         return [self.ended_at[index] for index in range(call)]
+
+    def _lost_seconds(self, item: _Item) -> float:
+        """What the first call that reads it computes longer for its load."""
+        storage = self.problem.storage
+        return storage.load_compute_seconds + storage.read_compute_share * item.seconds
 
     def _call(self, instance: int) -> Call:
         return self.problem.calls[instance % len(self.problem.calls)]

@@ -47,6 +47,17 @@ def test_slices_lie_where_the_weight_lies() -> None:
     assert [item.offset_in_block for item in slices] == [100, 4100 % 512, 8100 % 512]
 
 
+def test_an_explanation_names_the_layers_in_slices() -> None:
+    head = Weight("head", 8 * MEGABYTE, rows=8)
+    base = chain([MEGABYTE, 8 * MEGABYTE], [1.0, 1.0], 4 * MEGABYTE)
+    calls = (replace(base.calls[0], name="body"), replace(base.calls[1], name="layers.3.head"))
+    plan = make_plan(replace(base, weights=(base.weights[0], head), calls=calls))
+    assert [line.split() for line in plan.explain().splitlines() if "in slices" in line] == [
+        ["in", "slices", "1", "layer:", "layers.3.head"]
+    ]
+    assert "in slices" not in make_plan(replace(base, budget_nbytes=20 * MEGABYTE)).explain()
+
+
 def test_without_cuts_nothing_changes() -> None:
     assert divide(_problem(), []).problem == _problem()
 

@@ -67,6 +67,9 @@ MaxOverhead = Annotated[
     typer.Option(metavar="SHARE", help="Take as little memory as lets a pass be this much slower: 0.01 for 1 %."),
 ]
 LeastMemory = Annotated[bool, typer.Option("--least-memory", help="Take as little memory as the strategy can.")]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Compute no layer in slices, so that every bit is the resident model's.")
+]
 Inputs = Annotated[
     Path | None,
     typer.Option(

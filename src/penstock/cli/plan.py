@@ -11,6 +11,7 @@ import typer
 from penstock.cli.options import (
     Batch,
     BudgetOrSweep,
+    Exact,
     Inputs,
     Json,
     LeastMemory,
@@ -51,6 +52,7 @@ def plan(
     strategy: Strategies = None,
     max_overhead: MaxOverhead = None,
     least_memory: LeastMemory = False,
+    exact: Exact = False,
     as_json: Json = False,
 ) -> None:
     """Show how MODEL would run inside a budget, or the smallest budget in which it can; or, with --sweep, in all."""
@@ -59,7 +61,7 @@ def plan(
         sweep,
         strategy or [],
         {"--picture": picture, "--page": page, "--measure": measure},
-        {"--timeline": timeline, "--max-overhead": max_overhead, "--least-memory": least_memory},
+        {"--timeline": timeline, "--max-overhead": max_overhead, "--least-memory": least_memory, "--exact": exact},
     )
     terminal = Terminal(as_json=as_json)
     check_drawings(picture, page)
@@ -69,7 +71,12 @@ def plan(
     example = example_for(folder, inputs, batch, tokens)
     with refusals(f"{cls.__name__} refuses these inputs"):
         if budget is not None:
-            how = {"strategy": (strategy or ["auto"])[0], "max_overhead": max_overhead, "least_memory": least_memory}
+            how = {
+                "strategy": (strategy or ["auto"])[0],
+                "max_overhead": max_overhead,
+                "least_memory": least_memory,
+                "exact": exact,
+            }
             _show(terminal, folder, cls, example, budget, how, timeline)
         else:
             show_sweep(

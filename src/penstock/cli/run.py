@@ -14,6 +14,7 @@ import typer
 from penstock.budget import format_size
 from penstock.cli.options import (
     Budget,
+    Exact,
     Json,
     LeastMemory,
     MaxOverhead,
@@ -54,6 +55,7 @@ def run(
     timeline: Timeline = None,
     max_overhead: MaxOverhead = None,
     least_memory: LeastMemory = False,
+    exact: Exact = False,
     as_json: Json = False,
 ) -> None:
     """Run MODEL inside a budget: with --prompt, or with --inputs and --outputs."""
@@ -68,7 +70,13 @@ def run(
     check_writable("--timeline", timeline)
     terminal = Terminal(as_json=as_json)
     folder = open_folder(model)
-    how = {"budget": budget, "strategy": strategy, "max_overhead": max_overhead, "least_memory": least_memory}
+    how = {
+        "budget": budget,
+        "strategy": strategy,
+        "max_overhead": max_overhead,
+        "least_memory": least_memory,
+        "exact": exact,
+    }
     if prompt is not None:
         from penstock.generation import Generation  # torch and transformers, which a wrong flag need not wait for
 

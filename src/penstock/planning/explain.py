@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from penstock.planning.memory import memory_over_time, peak_call
 if TYPE_CHECKING:
     from penstock.planning.plan import Plan
 
+_OF_SLICE = re.compile(r"(?P<layer>.*)\[\d+:\d+\]")
+_ROOT = "(the model itself)"
 _LARGEST = 3
 _WORST_STALLS = 5
 _WORTH_TELLING = 1e-5  # seconds
@@ -59,7 +62,7 @@ def _peak(plan: Plan) -> list[str]:
     if call is None:
         return ["  no call"]
     over_time = memory_over_time(plan)
-    rows = [("during", plan.call_names[call] or "(the model itself)")]
+    rows = [("during", plan.call_names[call] or _ROOT)]
     rows += [(kind, f"{format_size(nbytes):>12}") for kind, nbytes in over_time[call].by_kind.items() if nbytes]
     least = min(range(len(over_time)), key=lambda index: over_time[index].total_nbytes)
     rows.append(("all together", f"{format_size(over_time[call].total_nbytes):>12}"))
@@ -81,7 +84,16 @@ def _weights(plan: Plan) -> list[str]:
         lines.append(f"  {'read per pass':<18}{read}")
     if plan.rows:
         lines.append(_group(plan, "read by rows", plan.rows))
+    if layers := _sliced_layers(plan):
+        count = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
+        lines.append(f"  {'in slices':<18}{count}: {_shortened(', '.join(layers))}")
     return lines
+
+
+def _sliced_layers(plan: Plan) -> list[str]:
+    """The layers that are computed slice by slice: those within which there are calls that name rows."""
+    found = (_OF_SLICE.fullmatch(name) for name in plan.call_names)
+    return list(dict.fromkeys(match["layer"] or _ROOT for match in found if match)) if plan.cuts else []
 
 
 def _group(plan: Plan, title: str, weights: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ class PlanOptions:
         max_overhead: the least memory in which a warm pass is predicted to take at most `1 + max_overhead` times its
             compute: 0.01 for one percent.
         least_memory: the least memory at all.
+        exact: no layer is computed in slices, so that every bit is the resident model's.
         lam: FlashMem's lambda, 0 to 1, what a preloaded weight costs against moving weights in every pass.
         peak_nbytes: FlashMem's M_peak, bytes of weights in memory at once.
         time_limit_seconds: for FlashMem's solver, for each plan that it makes: with `max_overhead`, up to a dozen.
@@ -26,6 +27,7 @@ class PlanOptions:
 
     max_overhead: float | None = None
     least_memory: bool = False
+    exact: bool = False
     lam: float | None = None
     peak_nbytes: int | None = None
     time_limit_seconds: float | None = None
@@ -33,7 +35,7 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            is_flag = field.name == "least_memory"
+            is_flag = field.name in ("least_memory", "exact")
             if value is not None and (isinstance(value, bool) != is_flag or not _is_number(value)):
                 raise PlanError(f"{field.name} is {value!r}: give {'true or false' if is_flag else 'a number'}")
         if self.max_overhead is not None and self.least_memory:

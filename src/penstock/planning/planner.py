@@ -29,12 +29,16 @@ def make_plan(problem: Problem, strategy: str = "auto", *, options: PlanOptions 
     needed = chosen.needed_nbytes(problem)
     if problem.budget_nbytes < needed:
         reserve = problem.reserve
+        in_slices = configured(strategy, replace(options, exact=False)).needed_nbytes(problem)
+        cause, remedy = "", ""
+        if in_slices < needed:
+            cause, remedy = " with no layer in slices", f", or {in_slices} bytes with exact=False"
         raise BudgetInfeasibleError(
             f"a budget of {problem.budget_nbytes} bytes ({format_size(problem.budget_nbytes)}) cannot work: "
-            f"the weights that one moment of a pass by strategy {chosen.name!r} needs take "
+            f"the weights that one moment of a pass by strategy {chosen.name!r}{cause} needs take "
             f"{format_size(needed - reserve.total_nbytes)}, activations "
             f"{format_size(reserve.activations_nbytes)}, I/O and bookkeeping "
-            f"{format_size(reserve.io_nbytes + reserve.bookkeeping_nbytes)}; give at least {needed} bytes",
+            f"{format_size(reserve.io_nbytes + reserve.bookkeeping_nbytes)}; give at least {needed} bytes{remedy}",
             needed_nbytes=needed,
         )
     plan = best_plan(problem, chosen, options)

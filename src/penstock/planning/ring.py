@@ -7,7 +7,7 @@ of call c of this pass, c - call_count for its end in the pass before, so that m
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from penstock.planning.lifetimes import Use
 
@@ -165,6 +165,47 @@ def place_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbytes
         starts.append(region_nbytes - height - nbytes if side else height)
         open_uses.append((use.last, height + nbytes))
     return starts
+
+
+def place_everywhere(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int) -> Iterator[list[int]]:
+    """Starts for few uses: every way to lay them out that might be better than all others.
+
+    Pushed down as far as those below allow, each starts where a choice of the others would end, one upon another, and
+    whoever shared no space shares none then. As many ways as a power of the number of uses.
+    """
+    if not uses:
+        return
+    sums = [
+        _sums([*extents[:index], *extents[index + 1 :]], region_nbytes - extents[index]) for index in range(len(uses))
+    ]
+    starts: list[int] = []
+
+    def is_free(start: int) -> bool:
+        index = len(starts)
+        return all(
+            uses[other].last < uses[index].first or start >= place + extents[other] or place >= start + extents[index]
+            for other, place in enumerate(starts)
+        )
+
+    def place() -> Iterator[list[int]]:
+        if len(starts) == len(uses):
+            yield list(starts)
+            return
+        for start in sums[len(starts)]:
+            if is_free(start):
+                starts.append(start)
+                yield from place()
+                starts.pop()
+
+    yield from place()
+
+
+def _sums(extents: Sequence[int], limit_nbytes: int) -> list[int]:
+    """What any of `extents` are together, up to a limit, ascending."""
+    sums = {0}
+    for nbytes in extents:
+        sums |= {total + nbytes for total in sums}
+    return sorted(total for total in sums if total <= limit_nbytes)
 
 
 def release_moments(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from penstock.planning.ebbs import EbbStay
 from penstock.planning.lifetimes import Use, list_uses
 from penstock.planning.problem import Problem
-from penstock.planning.ring import place_alternating, release_parts
+from penstock.planning.ring import place_alternating, place_everywhere, release_moments, release_parts
 from penstock.planning.simulate import Clock, Schedule, row_stalls
 from penstock.planning.strategies.chunks import Chunk, split, whole
 from penstock.planning.strategies.ebbing import Ebbing
@@ -21,6 +22,7 @@ SLOW_SHARE = 0.02
 """How much a pass with storage so slow counts: of plans that are as fast when all is well, the steadier one wins."""
 
 _SETTLING_PASSES = 2
+_MOST_PLACED = 1500  # ways to lay out what streams, where it is little
 _TIGHT = 2.5  # times the least region: in less, layers by turns at both ends may do better than a ring
 
 
@@ -62,6 +64,7 @@ class Bench:
         uses: every stay of a weight that may stream, in load order; `extents` (bytes) and `seconds` of storage run
             parallel to it.
         capacity_nbytes: for the streaming region and the residents that are chosen.
+        is_ebbing: whether part of the memory is the activations' from time to time.
         extent: bytes of each weight that may stream; `saved` the storage seconds that it saves as a resident.
     """
 
@@ -92,6 +95,7 @@ class Bench:
         self.call_seconds = [call.seconds + stall for call, stall in zip(problem.calls, stalls, strict=True)]
         self.bytes_per_second = problem.storage.bytes_per_second
         self._ebbing = Ebbing(problem, stays)
+        self.is_ebbing = bool(stays)
         self._tried: dict[frozenset[int], Candidate | None] = {}
 
     def least_region_nbytes(self, residents: Collection[int]) -> int:
@@ -126,6 +130,25 @@ class Bench:
             self._tried[residents] = self._try(residents)
         return self._tried[residents]
 
+    def try_everywhere(self, residents: frozenset[int], seconds: float) -> Candidate | None:
+        """The best candidate with `residents`, of many ways to lay out the rest; None if none takes below `seconds`.
+
+        Nothing may ebb.
+        """
+        region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
+        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
+        uses, extents = [self.uses[index] for index in kept], [self.extents[index] for index in kept]
+        durations = [self.seconds[index] for index in kept]
+        if max(math.fsum(durations), math.fsum(self._call_seconds(uses, durations))) >= seconds:
+            return None
+        distinct: dict[tuple[int, ...], list[int]] = {}
+        for starts in islice(place_everywhere(uses, extents, region_nbytes), _MOST_PLACED):
+            moments = release_moments(uses, extents, starts, region_nbytes, self.call_count)
+            distinct.setdefault(tuple(moments), starts)
+        ways = [way for starts in distinct.values() for way in self._ways(uses, extents, starts)]
+        best = min(ways, key=lambda way: way.seconds, default=None)
+        return self._candidate(residents, best) if best is not None and best.seconds < seconds else None
+
     def try_least(self) -> Candidate:
         """The candidate that streams everything in the least space. Only for uses that are not merged."""
         stack = self._ebbing.place_stack(self.uses, self.extents, self._fixed_nbytes)
@@ -142,9 +165,11 @@ class Bench:
         if ring is not None:
             placed.append(ring)
         least_nbytes = self._ebbing.least_nbytes(uses)
-        if not self._ebbing.stays and least_nbytes <= region_nbytes < _TIGHT * least_nbytes:
+        if not self.is_ebbing and least_nbytes <= region_nbytes < _TIGHT * least_nbytes:
             blocks_nbytes = region_nbytes - region_nbytes % self._problem.storage.block_nbytes
-            placed.append((uses, extents, place_alternating(uses, extents, blocks_nbytes)))
+            starts = place_alternating(uses, extents, blocks_nbytes)
+            if all(start + nbytes <= blocks_nbytes for start, nbytes in zip(starts, extents, strict=True)):
+                placed.append((uses, extents, starts))  # merged uses need not nest, and may be stacked too high
         ways = [way for placement in placed for way in self._ways(*placement)]
         return self._candidate(residents, min(ways, key=lambda way: way.seconds)) if ways else None
 

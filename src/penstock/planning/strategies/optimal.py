@@ -10,7 +10,7 @@ good as `bounds` says that any can be. Deterministic throughout.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with
@@ -27,14 +27,21 @@ _LEVELS_TRIED = 3
 _WORK = 1500  # calls of all problems that are solved for one plan: about half a second
 
 
+@dataclass(frozen=True)
 class Optimal:
-    """The strategy `"optimal"`."""
+    """The strategy `"optimal"`.
+
+    Attributes:
+        exact: no layer is computed in slices, so that every bit is the resident model's.
+    """
+
+    exact: bool = False
 
     name = "optimal"
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
-        return needed_nbytes(problem, sliced=True)
+        return needed_nbytes(problem, sliced=not self.exact)
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""
@@ -52,26 +59,26 @@ class Optimal:
 
     def _least(self, problem: Problem, bound: float) -> Plan:
         """A plan where there is room for nothing but what one call after another needs."""
-        cuts, divided = next(_divisions(problem, bound))
+        cuts, divided = next(self._divisions(problem, bound))
         level_nbytes = min(level_candidates(problem))
         return replace(Fitting(divided, bound, level_nbytes).least_plan(self.name), cuts=cuts)
 
     def _variants(self, problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Fitting, int]]:
         """Ways to divide weights and memory that have a plan, the simplest first, with how long each is to solve."""
         for levels in (_levels(problem)[:1], _levels(problem)[1:]):
-            for cuts, divided in _divisions(problem, bound):
+            for cuts, divided in self._divisions(problem, bound):
                 for level_nbytes in levels:
                     fitting = Fitting(divided, bound, level_nbytes)
                     if fitting.is_feasible:
                         yield cuts, fitting, len(divided.calls)
 
-
-def _divisions(problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Problem]]:
-    """Ways to divide the weights in which they fit: not at all, if so, and in slices."""
-    if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
-        yield (), problem
-    for cuts, divided in list_divisions(problem, bound):
-        yield cuts, divided.problem
+    def _divisions(self, problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Problem]]:
+        """Ways to divide the weights in which they fit: not at all, if so, and in slices, if they may be."""
+        if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
+            yield (), problem
+        if not self.exact:
+            for cuts, divided in list_divisions(problem, bound):
+                yield cuts, divided.problem
 
 
 def _levels(problem: Problem) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from penstock.errors import PlanError
@@ -66,6 +67,8 @@ def configured(name: str, options: PlanOptions) -> Strategy:
         PlanError: there is none of that name, or it has no use for an option that is given.
     """
     strategy = get(name)
+    if isinstance(strategy, Optimal):  # the others slice nothing
+        strategy = replace(strategy, exact=options.exact)
     if not options.of_solver:
         return strategy
     if not isinstance(strategy, FlashMem):

@@ -9,8 +9,10 @@ each is looked for in turn by a quick estimate (see `fifo`), and what looks best
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from penstock.planning.ebbs import NOTHING
 from penstock.planning.strategies.candidates import Bench, Candidate
@@ -26,6 +28,8 @@ _GRID: dict[str, tuple[float, ...]] = {
 _ROUNDS = 2
 _LAID_OUT = 5  # of what looks best
 _GOOD_ENOUGH = 1.001
+_FEW = 8  # uses: then every choice of residents is tried
+_FEW_PLACED = 6  # uses: then they are laid out in many ways, too
 _NEAR = 12  # uses before a stall among which one may be kept instead
 
 
@@ -54,6 +58,9 @@ class Search:
 
     def run(self, trials: int) -> Candidate | None:
         """The best candidate found, after `trials` exchanges at most; None if there is none."""
+        if len(self._bench.uses) <= _FEW:
+            self._try_all()
+            return self._best
         choice = _Choice()
         for _ in range(_ROUNDS):
             before = choice
@@ -68,6 +75,18 @@ class Search:
             self._exchange(trials)
         return self._best
 
+    def _try_all(self) -> None:
+        """Lay out every choice of residents, and where few are left to stream, those in many ways."""
+        bench, weights = self._bench, sorted(self._bench.extent)
+        choices = [frozenset(some) for count in range(len(weights) + 1) for some in combinations(weights, count)]
+        for residents in choices:
+            self._keep(bench.try_residents(residents))
+        for residents in () if bench.is_ebbing else choices:
+            limit = math.inf if self._best is None else self._best.seconds
+            streamed = sum(use.weight not in residents for use in bench.uses)
+            if limit > self._goal and streamed <= _FEW_PLACED and bench.lacking_nbytes(residents) <= 0:
+                self._keep(bench.try_everywhere(residents, limit))
+
     def _estimate(self, choice: _Choice) -> float:
         if choice not in self._tried:
             residents = self._residents(choice)
@@ -80,10 +99,12 @@ class Search:
     def _lay_out(self, count: int) -> bool:
         """Lay out what looks best; whether one of them is as good as can be."""
         for residents in sorted(self._estimates, key=lambda residents: self._estimates[residents])[:count]:
-            candidate = self._bench.try_residents(residents)
-            if candidate is not None and (self._best is None or candidate.rank < self._best.rank):
-                self._best = candidate
+            self._keep(self._bench.try_residents(residents))
         return self._best is not None and self._best.seconds <= self._goal
+
+    def _keep(self, candidate: Candidate | None) -> None:
+        if candidate is not None and (self._best is None or candidate.rank < self._best.rank):
+            self._best = candidate
 
     def _residents(self, choice: _Choice) -> frozenset[int] | None:
         bench = self._bench
@@ -124,6 +145,4 @@ class Search:
                 weight = leaving.pop(draw.randrange(len(leaving)))
                 residents.discard(weight)
                 lacking -= bench.extent[weight]
-            candidate = bench.try_residents(frozenset(residents))
-            if candidate is not None and candidate.rank < best.rank:
-                self._best = candidate
+            self._keep(bench.try_residents(frozenset(residents)))
