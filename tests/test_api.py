@@ -289,11 +289,11 @@ def test_an_unmeasured_model_has_as_much_kept_free_for_its_unknown_needs_as_the_
     module = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(3))).eval()
     example = torch.zeros(2, 2048)
     with pytest.raises(penstock.BudgetInfeasibleError) as refusal:
-        penstock.stream(module, budget="9MiB", example=example, strategy="two-stage")  # which never slices
+        penstock.stream(module, budget="9MiB", example=example, exact=True)
     needed = refusal.value.needed_nbytes
     reserved = []
     for budget in (needed, needed + (1 << 20), 3 * needed):
-        penstock.stream(module, budget=budget, example=example, strategy="two-stage")
+        penstock.stream(module, budget=budget, example=example, exact=True)
         reserved.append(penstock.inspect(module).plan.reserve.total_nbytes)
     assert reserved == [reserved[0], reserved[0] + (1 << 20), reserved[0] + needed]
     penstock.restore(module)

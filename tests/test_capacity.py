@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +225,13 @@ def test_operators_do_what_they_are_said_to_do() -> None:
             assert counter.get_total_flops() == operator.flops
 
 
+@dataclass(frozen=True)
 class Recording(Optimal):
     """A strategy that remembers its problems, under the name of one that asks for load capacity."""
 
-    name = "flashmem"
+    problems: list[Problem] = field(default_factory=list)
 
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
+    name = "flashmem"
 
     def plan(self, problem: Problem) -> Plan:
         self.problems.append(problem)

@@ -136,9 +136,10 @@ class Pipeline:
         return self.call_end
 
     def _lost_seconds(self, number: int) -> float:
-        """What call `number` computes longer for the loads that it is the first to need."""
+        """What call `number` computes longer for the loads that it is the first to need: before the first call, all."""
         storage = self.problem.storage
-        reads = [item.read_seconds for item in self.items if item.first == number]
+        preloads = self.plan.pacing == "preload"
+        reads = [item.read_seconds for item in self.items if (0 if preloads else item.first) == number]
         return len(reads) * storage.load_compute_seconds + storage.read_compute_share * sum(reads)
 
     def _is_over(self, call: float) -> bool:

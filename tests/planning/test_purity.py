@@ -18,6 +18,7 @@ ALLOWED_OUTSIDE = {
     "json",
     "math",
     "numpy",
+    "re",
     "ortools",
     "random",
     "statistics",

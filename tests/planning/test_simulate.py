@@ -157,7 +157,7 @@ def test_a_resident_plan_never_stalls_once_it_is_warm() -> None:
 
 
 def test_loads_of_the_next_pass_start_while_this_one_computes() -> None:
-    problem = chain([512] * 6, [1.0] * 6, 4 * 512, bytes_per_second=1024.0)
+    problem = chain([512] * 12, [1.0] * 12, 4 * 512, bytes_per_second=1024.0)
     plan = make_plan(problem)
     _, warm, after = simulate(problem, plan, passes=3).passes
     assert after.load_begin[0] < warm.call_end[-1]

@@ -66,17 +66,15 @@ def test_memory_by_kind_is_the_arena_and_what_the_running_call_has_besides(probl
         return
     tracks = predicted_tracks(problem, plan, "random")
     timeline = simulate(problem, plan, 3)
-    begun = {
-        begin: call.activations_nbytes
-        for one in timeline.passes
-        for call, begin in zip(problem.calls, one.call_begin, strict=True)
-    }  # the last of those that begin at one moment, as calls without compute do
-    said = {moment.seconds: moment.nbytes["activations"] for moment in tracks.memory}
-    assert {begin: said[begin] for begin in begun} == begun
+    for one in timeline.passes:
+        for call, begin in zip(problem.calls, one.call_begin, strict=True):
+            if call.seconds:  # several without compute may begin at one moment
+                last = max((moment for moment in tracks.memory if moment.seconds <= begin), key=lambda at: at.seconds)
+                assert last.nbytes["activations"] == call.activations_nbytes
     for moment in tracks.memory:
         assert sum(moment.nbytes.values()) <= plan.prediction.peak_nbytes
-        in_arena = ("resident weights", "streamed weights", "free arena")
-        assert sum(moment.nbytes[kind] for kind in in_arena) == plan.arena_nbytes
+        in_arena = sum(moment.nbytes[kind] for kind in ("resident weights", "streamed weights", "free arena"))
+        assert in_arena == plan.arena_nbytes or (plan.ebbs and in_arena < plan.arena_nbytes)
 
 
 def test_calls_and_stalls_of_a_pass_fill_it() -> None:

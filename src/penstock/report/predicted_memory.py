@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from penstock.planning import Plan, Timeline
 from penstock.planning.memory import CallMemory, memory_over_time
@@ -13,20 +14,21 @@ from penstock.report.timeline import MemoryMoment, Occupancy
 def memory_moments(plan: Plan, timeline: Timeline, occupancy: Sequence[Occupancy]) -> Iterator[MemoryMoment]:
     """What is in memory whenever a call begins or something comes into the arena or leaves it.
 
-    A call's activations count from its begin to the next call's. The arena is in memory as a whole, if not yet in the
-    cold pass, in which the system gives its pages as they are first written.
+    A call's activations count from the end of the call before it, so also while it waits for its weights. The arena is
+    in memory as a whole, if not yet in the cold pass, in which the system gives its pages as they are first written.
     """
     calls = memory_over_time(plan)
-    changes: list[tuple[float, int, CallMemory | Occupancy]] = [
-        (begin, 1, memory) for one in timeline.passes for begin, memory in zip(one.call_begin, calls, strict=True)
-    ]
-    changes += [(each.seconds, 0, each) for each in occupancy]
+    changes: list[tuple[float, CallMemory | Occupancy]] = [(each.seconds, each) for each in occupancy]
+    for previous, one in zip((None, *timeline.passes), timeline.passes, strict=False):
+        before = previous.call_end[-1] if previous is not None and previous.call_end else 0.0
+        changes += zip((before, *one.call_end), calls, strict=False)
     present, about = Occupancy(0.0, 0, 0), calls[0] if calls else None
-    for seconds, _, change in sorted(changes, key=lambda item: item[:2]):
-        if isinstance(change, Occupancy):
-            present = change
-        else:
-            about = change
+    for seconds, together in groupby(sorted(changes, key=lambda item: item[0]), key=lambda item: item[0]):
+        for _, change in together:
+            if isinstance(change, Occupancy):
+                present = change
+            else:
+                about = change
         if about is not None:
             yield MemoryMoment(seconds, _at(plan, about, present).by_kind)
 

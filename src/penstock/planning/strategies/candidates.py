@@ -18,7 +18,7 @@ from penstock.planning.strategies.fifo import Stream, estimate_seconds
 
 STORAGE_SLOWDOWN = 2.0
 """Storage is seldom as steady as when it was measured: drives and hosts give half of it from one moment to the next."""
-SLOW_SHARE = 0.02
+SLOW_SHARE = 1e-4
 """How much a pass with storage so slow counts: of plans that are as fast when all is well, the steadier one wins."""
 
 _SETTLING_PASSES = 2
