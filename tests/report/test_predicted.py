@@ -69,7 +69,9 @@ def test_memory_by_kind_is_the_arena_and_what_the_running_call_has_besides(probl
     for one in timeline.passes:
         for call, begin in zip(problem.calls, one.call_begin, strict=True):
             if call.seconds:  # several without compute may begin at one moment
-                last = max((moment for moment in tracks.memory if moment.seconds <= begin), key=lambda at: at.seconds)
+                last = max(
+                    (moment for moment in tracks.memory if moment.seconds <= begin + 1e-9), key=lambda at: at.seconds
+                )
                 assert last.nbytes["activations"] == call.activations_nbytes
     for moment in tracks.memory:
         assert sum(moment.nbytes.values()) <= plan.prediction.peak_nbytes
