@@ -19,6 +19,7 @@ from benchmarks.model import Model
 from benchmarks.recast import recast
 from benchmarks.ways import WAYS, Way
 from penstock.planning import make_plan
+from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.simulate import predict
 from penstock.runtime.installation import Installation
 from penstock.trace import Trace
@@ -138,8 +139,11 @@ class Session:
     def predict(self, bytes_per_second: float, compute_seconds: float) -> dict[str, Any]:
         """What the plan in force promises, and what no plan can beat, where storage and computing are so fast."""
         found = self.installation()
-        told = predict(recast(found.problem, bytes_per_second, compute_seconds=compute_seconds), found.plan)
-        return {"predicted_seconds": told.warm_seconds, "bound_seconds": told.lower_bound_seconds}
+        problem = recast(found.problem, bytes_per_second, compute_seconds=compute_seconds)
+        return {
+            "predicted_seconds": predict(problem, found.plan).warm_seconds,
+            "bound_seconds": least_warm_seconds(problem),
+        }
 
     def drop(self) -> dict[str, Any]:
         """Takes what the arm reads out of the page cache."""

@@ -100,3 +100,13 @@ def test_a_saved_timeline_is_json_with_a_name_for_every_track(tmp_path: Path) ->
     assert list(spans_of(trace)) == ["passes", "compute", "stalls", "copy", "storage"]
     assert trace["traceEvents"][0]["args"] == {"name": "chain within 1 MiB"}
     assert trace["displayTimeUnit"] == "ms"
+
+
+def test_a_plan_in_slices_has_a_timeline_with_a_span_for_each_slice() -> None:
+    whole = chain([4096, 64 << 20, 4096], [1e-3] * 3, 24 << 20)
+    problem = replace(whole, weights=(whole.weights[0], replace(whole.weights[1], rows=64), whole.weights[2]))
+    plan = make_plan(problem)
+    assert plan.cuts
+    spans = predicted_tracks(problem, plan, "sliced").spans
+    slices = {span.name for span in spans if span.track == STORAGE and span.name.startswith("w1[")}
+    assert len(slices) == len(plan.cuts[0].rows) + 1

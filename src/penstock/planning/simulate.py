@@ -18,6 +18,7 @@ from penstock.planning.occupancy import streamed_over_calls
 from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Ebb, Load, Plan, Prediction
 from penstock.planning.problem import Problem
 from penstock.planning.regain import regained_nbytes
+from penstock.planning.slicing import as_planned
 from penstock.planning.staged import LockstepClock, StagedClock, Stages
 from penstock.planning.timeline import PassTimeline, Timeline
 
@@ -135,6 +136,7 @@ def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int], 
 
 def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
     """Run `passes` passes of a plan, the first one cold. The plan must be one that `check` accepts for the problem."""
+    problem = as_planned(problem, plan.cuts)
     clock = _clock(problem, plan)
     cold, resident_position, load_position = _cold_schedule(problem, plan)
     warm = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
@@ -154,6 +156,7 @@ def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
 
 def predict(problem: Problem, plan: Plan) -> Prediction:
     """The steady state and the cold pass of a plan that `check` accepts; what bounds them, `bounded` says."""
+    problem = as_planned(problem, plan.cuts)
     clock = _clock(problem, plan)
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute

@@ -84,6 +84,11 @@ def divide(problem: Problem, cuts: Sequence[Cut]) -> Divided:
     return Divided(replace(problem, weights=tuple(weights), calls=calls), tuple(slices), layers)
 
 
+def as_planned(problem: Problem, cuts: Sequence[Cut]) -> Problem:
+    """`problem` as a plan with `cuts` numbers its weights and calls."""
+    return divide(problem, cuts).problem if cuts else problem
+
+
 def finest_extent_nbytes(problem: Problem, weight: int) -> int:
     """The arena that the largest slice of `weight` takes when it is cut as finely as can be."""
     item, block = problem.weights[weight], problem.storage.block_nbytes
