@@ -32,7 +32,7 @@ def run(clock: Clock, now: list[float], *seconds: float) -> None:
 def test_times_are_measured(passes: list[float]) -> None:
     clock = Clock(frozenset("01"), lambda: 0.0)
     run(clock, passes, 1.0, 2.0)
-    timed = clock.timed(trace(9.0, 9.0, is_timed=False))
+    timed = clock.timed(trace(9.0, 9.0, is_timed=False), 0.0)
     assert timed is not None
     assert timed.is_timed
     assert [call.seconds for call in timed.calls] == [1.0, 2.0]
@@ -41,7 +41,7 @@ def test_times_are_measured(passes: list[float]) -> None:
 def test_of_several_passes_each_layer_keeps_its_shortest_time(passes: list[float]) -> None:
     clock = Clock(frozenset("01"), lambda: 0.0)
     run(clock, passes, 1.0, 8.0)
-    timed = clock.timed(trace(4.0, 5.0))
+    timed = clock.timed(trace(4.0, 5.0), 0.0)
     assert timed is not None
     assert [call.seconds for call in timed.calls] == [1.0, 5.0]
 
@@ -50,10 +50,18 @@ def test_times_that_are_hardly_shorter_leave_the_trace_and_so_its_plan_as_they_a
     known = trace(4.0, 5.0)
     clock = Clock(frozenset("01"), lambda: 0.0)
     run(clock, passes, 3.8, 5.0)
-    assert clock.timed(known) == known
+    assert clock.timed(known, 0.0) == known
 
 
 def test_a_pass_of_other_calls_tells_nothing(passes: list[float]) -> None:
     clock = Clock(frozenset("01"), lambda: 0.0)
     run(clock, passes, 1.0)
-    assert clock.timed(trace(4.0, 5.0)) is None
+    assert clock.timed(trace(4.0, 5.0), 0.0) is None
+
+
+def test_what_a_pass_lost_to_loads_is_no_time_of_its_layers(passes: list[float]) -> None:
+    clock = Clock(frozenset("01"), lambda: 0.0)
+    run(clock, passes, 1.0, 3.0)
+    timed = clock.timed(trace(9.0, 9.0, is_timed=False), 1.0)
+    assert timed is not None
+    assert [call.seconds for call in timed.calls] == [0.75, 2.25]

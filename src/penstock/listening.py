@@ -16,6 +16,9 @@ from penstock.trace import Trace
 NOTICEABLE = 0.95
 """A pass has to be shorter than this part of the known one."""
 
+LEAST_SHARE = 0.5
+"""Of a measured time, however much is said to be lost."""
+
 
 class Clock:
     """Times the layer calls of a pass whose reads are known already; far lighter than recording it."""
@@ -33,8 +36,11 @@ class Clock:
         """The innermost module's forward ends."""
         self._ended = (perf_counter(), self._stalled())
 
-    def timed(self, trace: Trace) -> Trace | None:
+    def timed(self, trace: Trace, lost_seconds: float) -> Trace | None:
         """`trace` with measured times; None if the pass made other calls.
+
+        Of these, what the pass lost to loads and slices, `lost_seconds` in all, is taken off each call in proportion:
+        the times are to be those of computing alone, from which a plan with other loads can be predicted.
 
         If it has some, the shorter ones count, and only once they make a difference to the whole: otherwise every new
         process would have to make, and wait for, a plan of its own.
@@ -46,6 +52,9 @@ class Clock:
             max(end - began - (stall_end - stalled), 0.0)
             for (_, began, stalled), (end, stall_end) in zip(self._begun, ends, strict=True)
         ]
+        if (total := sum(seconds)) > 0:
+            share = max(1 - lost_seconds / total, LEAST_SHARE)
+            seconds = [share * value for value in seconds]
         if trace.is_timed:
             seconds = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
             if sum(seconds) > NOTICEABLE * sum(call.seconds for call in trace.calls):

@@ -22,6 +22,7 @@ from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
+from penstock.planning.simulate import lost_seconds
 from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
 from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
@@ -129,6 +130,11 @@ class Provision:
             wasted_nbytes = spare_nbytes - self._caution_nbytes()
             if spare_nbytes < 0 or (is_learnt and wasted_nbytes > self.terms.budget.nbytes // WASTE):
                 self.admitted, self.is_outgrown = None, True
+
+    def lost_seconds(self) -> float:
+        """What computing loses in each pass to the loads and slices of the plan in force."""
+        installation = self.deployment.in_force()
+        return lost_seconds(installation.problem, installation.plan)
 
     def learn_anew(self, signature: Signature, trace: Trace) -> None:
         """Keep the trace of a pass that nothing was known of; plan for it before the next one."""

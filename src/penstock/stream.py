@@ -265,7 +265,7 @@ class Stream:
         clock = Clock(frozenset(call.module for call in trace.calls), self._deployment.stall_seconds)
         with listening(clock, self._deployment.module, clock.modules):
             result = (heard(clock, "", forward) if "" in clock.modules else forward)(*args, **kwargs)
-        provision.learn(signature, clock.timed(trace) or trace)
+        provision.learn(signature, clock.timed(trace, provision.lost_seconds()) or trace)
         return result
 
     def _compute_recorded(self, signature: Signature, args: Any, kwargs: Any) -> Any:

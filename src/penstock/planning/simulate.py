@@ -102,6 +102,13 @@ def extent_nbytes(problem: Problem, load: Load) -> int:
     return -(-(begin + load.nbytes) // block) * block - begin // block * block
 
 
+def lost_seconds(problem: Problem, plan: Plan) -> float:
+    """What a warm pass of `plan` computes beyond `problem`'s calls: for loads, and for slices."""
+    divided = as_planned(problem, plan.cuts)
+    lost = (divided.storage.lost_seconds(part_seconds(divided, load)) for load in plan.loads)
+    return divided.compute_seconds - problem.compute_seconds + math.fsum(lost)
+
+
 def row_stalls(problem: Problem, rows: Collection[int]) -> list[float]:
     """What each call waits for the rows that it reads by itself, in seconds."""
     by_rows = set(rows)
