@@ -18,9 +18,6 @@ from penstock.planning.strategies.fifo import Stream, estimate_seconds
 
 STORAGE_SLOWDOWN = 2.0
 """Storage is seldom as steady as when it was measured: drives and hosts give half of it from one moment to the next."""
-SLOW_SHARE = 1e-4
-"""How much a pass with storage so slow counts: of plans that are as fast when all is well, the steadier one wins."""
-
 _SETTLING_PASSES = 2
 _MOST_PLACED = 1500  # ways to lay out what streams, where it is little
 _TIGHT = 2.5  # times the least region: in less, layers by turns at both ends may do better than a ring
@@ -32,7 +29,7 @@ class Candidate:
 
     Attributes:
         seconds: of a warm pass.
-        score: the same, plus a share of the seconds with slower storage.
+        score: the same, plus `Bench`'s share of the seconds with slower storage.
         streamed_seconds: that the storage is busy in one pass.
         residents: weights that stay, beside those that stay in every candidate.
         uses, extents, starts, chunks: what streams, and ebbs; the bytes that it takes, where in the region they begin,
@@ -66,6 +63,10 @@ class Bench:
         capacity_nbytes: for the streaming region and the residents that are chosen.
         is_ebbing: whether part of the memory is the activations' from time to time.
         extent: bytes of each weight that may stream; `saved` the storage seconds that it saves as a resident.
+
+    Args:
+        stays: when part of the memory is the activations'.
+        steadiness: how much a pass with slow storage counts, beside one with storage as it was measured.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Bench:
         *,
         merged: bool,
         stays: Sequence[EbbStay] = (),
+        steadiness: float = 0.0,
     ) -> None:
         self._problem = problem
         self.call_count = len(problem.calls)
@@ -95,6 +97,7 @@ class Bench:
         self.call_seconds = [call.seconds + stall for call, stall in zip(problem.calls, stalls, strict=True)]
         self.bytes_per_second = problem.storage.bytes_per_second
         self._ebbing = Ebbing(problem, stays)
+        self._steadiness = steadiness
         self.is_ebbing = bool(stays)
         self._tried: dict[frozenset[int], Candidate | None] = {}
 
@@ -120,9 +123,12 @@ class Bench:
             [self.extents[index] for index in kept],
             [self.seconds[index] for index in kept],
         )
-        return estimate_seconds(
-            stream, region_nbytes - self._ebbing.mean_nbytes, self._call_seconds(stream.uses, stream.seconds)
-        )
+        calls, left_nbytes = self._call_seconds(stream.uses, stream.seconds), region_nbytes - self._ebbing.mean_nbytes
+        seconds = estimate_seconds(stream, left_nbytes, calls)
+        if not self._steadiness:
+            return seconds
+        slower = replace(stream, seconds=[STORAGE_SLOWDOWN * load for load in stream.seconds])
+        return seconds + self._steadiness * estimate_seconds(slower, left_nbytes, calls)
 
     def try_residents(self, residents: frozenset[int]) -> Candidate | None:
         """The candidate that keeps `residents`, or None if the rest of the capacity cannot hold what streams then."""
@@ -211,7 +217,7 @@ class Bench:
         slow_seconds, _ = self._warm_seconds(slower)
         return Candidate(
             seconds=way.seconds,
-            score=way.seconds + SLOW_SHARE * slow_seconds,
+            score=way.seconds + self._steadiness * slow_seconds,
             streamed_seconds=math.fsum(way.schedule.load_seconds),
             residents=residents,
             uses=way.uses,

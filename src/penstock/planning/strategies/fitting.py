@@ -14,7 +14,7 @@ from penstock.planning.strategies.ebbing import Ebbing
 from penstock.planning.strategies.layout import finish, list_ebbs
 from penstock.planning.strategies.search import Search
 
-_TRIALS = 24  # exchanges that the search may try
+_TRIALS = 12  # exchanges that the search may try
 _TABLES_TRIED = 2
 WORTHWHILE = 0.99
 """A resident table is all loaded in the cold pass: what it saves in later ones has to be worth that."""
@@ -24,11 +24,12 @@ class Fitting:
     """Plans for `problem` in which activations up to `level_nbytes` have room beside the whole arena.
 
     Args:
-        bound: the seconds that no plan can beat.
+        goal: the score that no plan can beat.
+        steadiness: how much of it is a pass with slow storage (see `candidates.Bench`).
     """
 
-    def __init__(self, problem: Problem, bound: float, level_nbytes: int) -> None:
-        self._problem, self._bound = problem, bound
+    def __init__(self, problem: Problem, goal: float, level_nbytes: int, steadiness: float) -> None:
+        self._problem, self._goal, self._steadiness = problem, goal, steadiness
         self._stays = list_stays(problem, level_nbytes)
         self._ebbing = Ebbing(problem, self._stays)
         reserve = problem.reserve
@@ -89,14 +90,22 @@ class Fitting:
 
     def _best_candidate(self, capacity_nbytes: int, fixed: Collection[int], rows: Collection[int]) -> Candidate:
         benches = [
-            Bench(self._problem, capacity_nbytes, fixed, rows, merged=merged, stays=self._stays)
+            Bench(
+                self._problem,
+                capacity_nbytes,
+                fixed,
+                rows,
+                merged=merged,
+                stays=self._stays,
+                steadiness=self._steadiness,
+            )
             for merged in (False, True)
         ]
         best = benches[0].try_least()
         if benches[1].uses == benches[0].uses:
             del benches[1]
         for bench in benches:
-            found = Search(bench, self._bound).run(_TRIALS // len(benches))
+            found = Search(bench, self._goal).run(_TRIALS // len(benches))
             if found is not None and found.rank < best.rank:
                 best = found
         return best

@@ -45,10 +45,10 @@ class _Choice:
 
 
 class Search:
-    """The search on one bench; no plan takes less than `bound` seconds."""
+    """The search on one bench; no candidate scores less than `goal`."""
 
-    def __init__(self, bench: Bench, bound: float) -> None:
-        self._bench, self._goal = bench, bound * _GOOD_ENOUGH
+    def __init__(self, bench: Bench, goal: float) -> None:
+        self._bench, self._goal = bench, goal * _GOOD_ENOUGH
         self._spreader = Spreader(bench)
         self._by_cost = sorted(bench.saved, key=lambda weight: (-bench.saved[weight] / bench.extent[weight], weight))
         self._by_size = sorted(bench.extent, key=lambda weight: (-bench.extent[weight], weight))
@@ -82,9 +82,11 @@ class Search:
         for residents in choices:
             self._keep(bench.try_residents(residents))
         for residents in () if bench.is_ebbing else choices:
+            if self._best is not None and self._best.score <= self._goal:
+                return
             limit = math.inf if self._best is None else self._best.seconds
             streamed = sum(use.weight not in residents for use in bench.uses)
-            if limit > self._goal and streamed <= _FEW_PLACED and bench.lacking_nbytes(residents) <= 0:
+            if streamed <= _FEW_PLACED and bench.lacking_nbytes(residents) <= 0:
                 self._keep(bench.try_everywhere(residents, limit))
 
     def _estimate(self, choice: _Choice) -> float:
@@ -100,7 +102,7 @@ class Search:
         """Lay out what looks best; whether one of them is as good as can be."""
         for residents in sorted(self._estimates, key=lambda residents: self._estimates[residents])[:count]:
             self._keep(self._bench.try_residents(residents))
-        return self._best is not None and self._best.seconds <= self._goal
+        return self._best is not None and self._best.score <= self._goal
 
     def _keep(self, candidate: Candidate | None) -> None:
         if candidate is not None and (self._best is None or candidate.rank < self._best.rank):
@@ -131,7 +133,7 @@ class Search:
         for _ in range(trials):
             best = self._best
             streamed = [use for use in best.uses if use.weight != NOTHING] if best is not None else []
-            if best is None or not streamed or best.seconds <= self._goal:
+            if best is None or not streamed or best.score <= self._goal:
                 return
             residents = set(best.residents)
             stalled = draw.choices(range(len(best.stalls)), [max(stall, 1e-12) for stall in best.stalls])[0]
