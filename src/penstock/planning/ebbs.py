@@ -103,7 +103,7 @@ def needed_nbytes(problem: Problem, *, sliced: bool) -> int:
     """The smallest budget for which there is a plan, with ebbs: what the hardest call needs, not what any two do.
 
     No plan needs less than the weights, activations and the rest of that call. This is so many bytes more as it takes
-    to give whole pages back, less than `page_nbytes`, and is what `lay_out_ebbing` of `layout` goes with.
+    to give whole pages back, less than `page_nbytes`, and is what `strategies.ebbing.place_ebbing` goes with.
     """
     return needed_with(problem, partial(finest_extent_nbytes, problem) if sliced else problem.extent_nbytes)
 

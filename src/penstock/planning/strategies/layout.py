@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from penstock.planning.ebbs import NOTHING, EbbStay
+from penstock.planning.ebbs import NOTHING
 from penstock.planning.lifetimes import Use
 from penstock.planning.plan import EAGER, PLAN_VERSION, Ebb, Load, Plan, Prediction, Slot
 from penstock.planning.problem import Problem
 from penstock.planning.ring import place_alternating, place_earliest, place_stack, release_moments
 from penstock.planning.simulate import predict
-from penstock.planning.strategies.chunks import Chunk
 from penstock.planning.strategies.chunks import list_loads as load_chunks
-from penstock.planning.strategies.ebbing import Ebbing, place_ebbing
+from penstock.planning.strategies.chunks import whole
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Addresses and release moments (see `ring`) of streamed uses, and of ebbs, within a region of the arena.
-
-    Attributes:
-        ebbs: those among the uses whose weight is `ebbs.NOTHING`.
-    """
+    """Addresses and release moments (see `ring`) of streamed uses within a region of the arena."""
 
     uses: Sequence[Use]
     starts: Sequence[int]
     moments: Sequence[int]
     region_nbytes: int
-    ebbs: Sequence[Ebb] = ()
 
 
 def lay_out(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int) -> Layout | None:
@@ -44,27 +38,6 @@ def lay_out_least(uses: Sequence[Use], extents: Sequence[int], call_count: int) 
     return _release(uses, extents, place_stack(uses, extents), call_count)
 
 
-def lay_out_around(
-    problem: Problem, uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, stays: Sequence[EbbStay]
-) -> Layout | None:
-    """Place uses where space is released first, below what ebbs of the region's upper end; None if there is no space.
-
-    Of the region, whole pages count.
-    """
-    placed = Ebbing(problem, stays).place_earliest(uses, extents, region_nbytes)
-    return None if placed is None else _release(*placed, len(problem.calls))
-
-
-def lay_out_ebbing(
-    problem: Problem, uses: Sequence[Use], extents: Sequence[int], *, resident_nbytes: int = 0
-) -> Layout:
-    """Place uses, which must nest, in the least space, and let what is free above them ebb where activations need it.
-
-    Works for all streamable uses in any budget from `ebbs.needed_nbytes` on, beside residents in so much more.
-    """
-    return _release(*place_ebbing(problem, uses, extents, resident_nbytes), len(problem.calls))
-
-
 def lay_out_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbytes: int, call_count: int) -> Layout:
     """Place uses, which must nest, by turns at the two ends of a region in which any two successive layers fit."""
     return _release(uses, extents, place_alternating(uses, extents, region_nbytes), call_count)
@@ -73,7 +46,7 @@ def lay_out_alternating(uses: Sequence[Use], extents: Sequence[int], region_nbyt
 def _release(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int], call_count: int) -> Layout:
     region_nbytes = max((start + nbytes for start, nbytes in zip(starts, extents, strict=True)), default=0)
     moments = release_moments(uses, extents, starts, region_nbytes, call_count)
-    return Layout(uses, starts, moments, region_nbytes, list_ebbs(uses, extents, starts))
+    return Layout(uses, starts, moments, region_nbytes)
 
 
 def list_ebbs(uses: Sequence[Use], extents: Sequence[int], starts: Sequence[int]) -> list[Ebb]:
@@ -91,17 +64,12 @@ def assemble(problem: Problem, strategy: str, residents: Collection[int], rows: 
         rows,
         list_loads(problem, layout),
         layout.region_nbytes,
-        ebbs=layout.ebbs,
     )
 
 
 def list_loads(problem: Problem, layout: Layout) -> list[Load]:
-    """One load for each use that is no ebb."""
-    chunks = [
-        Chunk(index, 0, problem.extent_nbytes(use.weight), moment)
-        for index, (use, moment) in enumerate(zip(layout.uses, layout.moments, strict=True))
-        if use.weight != NOTHING
-    ]
+    """One load for each use."""
+    chunks = whole(layout.uses, [problem.extent_nbytes(use.weight) for use in layout.uses], layout.moments)
     return load_chunks(problem, layout.uses, layout.starts, chunks)
 
 
