@@ -342,3 +342,30 @@ def test_options_that_make_no_sense_are_refused_before_anything_happens(
     with pytest.raises(penstock.PlanError, match=message):
         penstock.stream(module, budget="64MiB", **options)
     assert not any(parameter.is_meta for parameter in module.parameters())
+
+
+class _Positions(nn.Embedding):
+    """As BART's: it makes the positions that it looks up where its table is."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.arange(given.shape[1], device=self.weight.device))
+
+
+class _Placed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.linear = _Positions(100_000, 64), nn.Linear(64, 64)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return self.linear(given + self.positions(given))
+
+
+def test_a_table_that_is_read_by_rows_makes_positions_where_they_can_be_looked_up() -> None:
+    module, given = _Placed().eval(), torch.randn(2, 5, 64)
+    with torch.inference_mode():
+        expected = module(given)
+        penstock.stream(module, budget="8MiB", example=given)
+        plan = penstock.inspect(module).plan
+        assert [plan.weight_names[index] for index in plan.rows] == ["positions.weight"]
+        assert torch.equal(module(given), expected)
+    penstock.restore(module)
