@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from penstock.planning import Plan, Problem
-from penstock.planning.ebbs import capacity_nbytes, list_ebbs, streamable_uses
+from penstock.planning.ebbs import capacity_nbytes, list_ebbs
+from penstock.planning.lifetimes import streamable_uses
 from penstock.planning.ring import release_moments
 from penstock.planning.strategies.chunks import list_loads, whole
 from penstock.planning.strategies.ebbing import Ebbing, Placed, place_ebbing

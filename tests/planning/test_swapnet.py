@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning import Call, Problem, make_plan
+from penstock.planning.lifetimes import streamable_uses
 from penstock.planning.strategies import get
 from penstock.planning.strategies.blocks import Partition, Unit, cut_blocks, exposed_seconds, list_units
-from penstock.planning.strategies.whole import whole_uses
 
 from .random_problems import chain, problems
 
@@ -54,7 +54,7 @@ def test_the_exposed_delay_is_the_papers() -> None:
 @settings(max_examples=200, deadline=None)
 def test_for_each_number_of_blocks_the_cuts_are_the_best_there_are(layers: list[tuple[int, float]], limit: int) -> None:
     problem = _problem(layers, limit * BLOCK)
-    partition = Partition(problem, list_units(problem, whole_uses(problem)), (), limit * BLOCK)
+    partition = Partition(problem, list_units(problem, streamable_uses(problem)), (), limit * BLOCK)
     best: dict[int, float] = {}
     for cuts in _all_cuts(len(layers)):
         if _widest(layers, cuts) <= limit:
@@ -158,5 +158,5 @@ def test_units_join_calls_without_weights_to_those_before() -> None:
     base = _problem([(1, 1.0)] * 6, 1)
     calls = [replace(call, reads=call.reads if index in (1, 3) else ()) for index, call in enumerate(base.calls)]
     problem = replace(base, calls=tuple(calls))
-    assert list_units(problem, whole_uses(problem)) == [Unit(0, 2, (1,)), Unit(3, 5, (3,))]
-    assert cut_blocks(list_units(problem, whole_uses(problem)), []) == [Unit(0, 5, (1, 3))]
+    assert list_units(problem, streamable_uses(problem)) == [Unit(0, 2, (1,)), Unit(3, 5, (3,))]
+    assert cut_blocks(list_units(problem, streamable_uses(problem)), []) == [Unit(0, 5, (1, 3))]

@@ -14,9 +14,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
-from penstock.planning.lifetimes import Use, list_uses
+from penstock.planning.lifetimes import Use, live_nbytes, streamable_uses
 from penstock.planning.problem import Problem
 from penstock.planning.slicing import finest_extent_nbytes
 
@@ -121,20 +120,6 @@ def needed_with(problem: Problem, extent_nbytes: Callable[[int], int]) -> int:
         default=0,
     )
     return max(1, min(without_ebbs, most_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes))
-
-
-def streamable_uses(problem: Problem) -> list[Use]:
-    """The stays of all weights that calls read whole, unmerged, so that they nest as calls do."""
-    return [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
-
-
-def live_nbytes(problem: Problem, uses: Sequence[Use], extent_nbytes: Callable[[int], int]) -> list[int]:
-    """For each call the bytes of the weights that have to be in memory while it runs."""
-    change = [0] * (len(problem.calls) + 1)
-    for use in uses:
-        change[use.first] += extent_nbytes(use.weight)
-        change[use.last + 1] -= extent_nbytes(use.weight)
-    return list(accumulate(change[:-1]))
 
 
 def skyline(heights: Sequence[int], base: int) -> Iterator[tuple[Use, int, int]]:

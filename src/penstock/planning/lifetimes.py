@@ -60,14 +60,22 @@ def largest_live_nbytes(
     Uses that are not merged nest as calls do, so a stack of extents holds them without a gap: this is the least memory
     in which they can be streamed, exactly.
     """
+    streamed = [use for use in uses if use.weight not in without]
+    return max(live_nbytes(problem, streamed, extent_nbytes or problem.extent_nbytes), default=0)
+
+
+def streamable_uses(problem: Problem) -> list[Use]:
+    """The stays of all weights that calls read whole, unmerged, so that they nest as calls do."""
+    return [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
+
+
+def live_nbytes(problem: Problem, uses: Sequence[Use], extent_nbytes: Callable[[int], int]) -> list[int]:
+    """For each call the bytes of the weights that have to be in memory while it runs."""
     change = [0] * (len(problem.calls) + 1)
-    extent_nbytes = extent_nbytes or problem.extent_nbytes
     for use in uses:
-        if use.weight not in without:
-            nbytes = extent_nbytes(use.weight)
-            change[use.first] += nbytes
-            change[use.last + 1] -= nbytes
-    return max(accumulate(change))
+        change[use.first] += extent_nbytes(use.weight)
+        change[use.last + 1] -= extent_nbytes(use.weight)
+    return list(accumulate(change[:-1]))
 
 
 def needed_nbytes(problem: Problem, *, sliced: bool) -> int:
@@ -76,6 +84,6 @@ def needed_nbytes(problem: Problem, *, sliced: bool) -> int:
     Exact: any plan holds these weights at that moment, and a plan that streams everything needs no more. With
     `sliced`, of a weight that can be sliced it is one slice, as fine as they come.
     """
-    uses = [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
+    uses = streamable_uses(problem)
     extent_nbytes = partial(finest_extent_nbytes, problem) if sliced else None
     return max(1, problem.reserve.total_nbytes + largest_live_nbytes(problem, uses, extent_nbytes=extent_nbytes))

@@ -117,12 +117,7 @@ class Bench:
     def estimate(self, residents: frozenset[int]) -> float:
         """Roughly the score of the candidate that keeps `residents`; infinite if the rest cannot hold what streams."""
         region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
-        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
-        stream = Stream(
-            [self.uses[index] for index in kept],
-            [self.extents[index] for index in kept],
-            [self.seconds[index] for index in kept],
-        )
+        stream = self._stream(residents)
         calls, left_nbytes = self._call_seconds(stream.uses, stream.seconds), region_nbytes - self._ebbing.mean_nbytes
         seconds = estimate_seconds(stream, left_nbytes, calls)
         if not self._steadiness:
@@ -142,10 +137,9 @@ class Bench:
         Nothing may ebb.
         """
         region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
-        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
-        uses, extents = [self.uses[index] for index in kept], [self.extents[index] for index in kept]
-        durations = [self.seconds[index] for index in kept]
-        if max(math.fsum(durations), math.fsum(self._call_seconds(uses, durations))) >= seconds:
+        stream = self._stream(residents)
+        uses, extents = stream.uses, stream.extents
+        if max(math.fsum(stream.seconds), math.fsum(self._call_seconds(uses, stream.seconds))) >= seconds:
             return None
         distinct: dict[tuple[int, ...], list[int]] = {}
         for starts in islice(place_everywhere(uses, extents, region_nbytes), _MOST_PLACED):
@@ -162,8 +156,8 @@ class Bench:
 
     def _try(self, residents: frozenset[int]) -> Candidate | None:
         region_nbytes = self.capacity_nbytes - sum(self.extent[weight] for weight in residents)
-        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
-        uses, extents = [self.uses[index] for index in kept], [self.extents[index] for index in kept]
+        stream = self._stream(residents)
+        uses, extents = stream.uses, stream.extents
         if region_nbytes < max(extents, default=0):
             return None
         placed = []
@@ -226,6 +220,15 @@ class Bench:
             chunks=way.chunks,
             region_nbytes=way.region_nbytes,
             stalls=way.stalls,
+        )
+
+    def _stream(self, residents: Collection[int]) -> Stream:
+        """What streams beside `residents`."""
+        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
+        return Stream(
+            [self.uses[index] for index in kept],
+            [self.extents[index] for index in kept],
+            [self.seconds[index] for index in kept],
         )
 
     def _seconds(self, weight: int, nbytes: int) -> float:

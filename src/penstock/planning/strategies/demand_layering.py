@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from penstock.planning.lifetimes import Use, largest_live_nbytes
+from penstock.planning.lifetimes import Use, largest_live_nbytes, streamable_uses
 from penstock.planning.plan import EAGER, LOCKSTEP, PLANNED, PRELOAD, Load, Plan
 from penstock.planning.problem import Problem
 from penstock.planning.ring import place_alternating, place_earliest
@@ -26,7 +26,7 @@ from penstock.planning.strategies.layout import (
     lay_out_least,
     list_loads,
 )
-from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables, whole_uses
+from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables
 
 _PARTS = 4  # sizes of p that are tried
 _DIGITS = 9  # of seconds, beyond which a larger buffer is preferred: storage is not always as fast as was measured
@@ -45,11 +45,11 @@ class _Streaming(ABC):
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
-        return max(1, problem.reserve.total_nbytes + self._least_nbytes(problem, whole_uses(problem)))
+        return max(1, problem.reserve.total_nbytes + self._least_nbytes(problem, streamable_uses(problem)))
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""
-        uses = whole_uses(problem)
+        uses = streamable_uses(problem)
         kept = keep_tiny(problem, uses, lambda rest: self._least_nbytes(problem, rest))
         rest = [use for use in uses if use.weight not in kept]
         limit_nbytes = capacity_nbytes(problem) - extents_nbytes(problem, kept)
@@ -150,12 +150,12 @@ class Preload:
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
-        whole = {use.weight for use in whole_uses(problem)}
+        whole = {use.weight for use in streamable_uses(problem)}
         return max(1, problem.reserve.total_nbytes + extents_nbytes(problem, whole))
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""
-        kept = {use.weight for use in whole_uses(problem)}
+        kept = {use.weight for use in streamable_uses(problem)}
         tables = sorted(list_tables(problem), key=lambda table: (-problem.weights[table].row_seconds, table))
         for table in tables:
             if extents_nbytes(problem, {*kept, table}) <= capacity_nbytes(problem):

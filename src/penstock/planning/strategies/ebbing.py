@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 from penstock.planning.ebbs import EbbStay, capacity_nbytes, page_nbytes, skyline
-from penstock.planning.lifetimes import Use
+from penstock.planning.lifetimes import Use, live_nbytes
 from penstock.planning.problem import Problem
 from penstock.planning.ring import place_earliest, place_stack
 
@@ -35,16 +34,11 @@ class Ebbing:
 
     def least_nbytes(self, uses: Sequence[Use]) -> int:
         """The smallest region for `uses`, whole pages where it ebbs."""
-        change = [0] * (len(self._problem.calls) + 1)
-        extent_nbytes = self._problem.extent_nbytes
-        for use in uses:
-            nbytes = extent_nbytes(use.weight)
-            change[use.first] += nbytes
-            change[use.last + 1] -= nbytes
+        live_by_call = live_nbytes(self._problem, uses, self._problem.extent_nbytes)
         if not self.stays:
-            return max(accumulate(change))
+            return max(live_by_call, default=0)
         page = page_nbytes(self._problem)
-        most = max(live + ebbed for live, ebbed in zip(accumulate(change), [*self._ebbed, 0], strict=True))
+        most = max(live + ebbed for live, ebbed in zip(live_by_call, self._ebbed, strict=True))
         return -(-most // page) * page
 
     def place_earliest(self, uses: Sequence[Use], extents: Sequence[int], region_nbytes: int) -> Placed | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from penstock.planning.ebbs import list_ebbs as list_stays
-from penstock.planning.ebbs import streamable_uses
+from penstock.planning.lifetimes import streamable_uses
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.strategies.candidates import Bench, Candidate

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from penstock.budget import format_size
 from penstock.errors import PlanError
 from penstock.planning.kinds import SLOWDOWNS
-from penstock.planning.lifetimes import Use, largest_live_nbytes, needed_nbytes
+from penstock.planning.lifetimes import Use, largest_live_nbytes, needed_nbytes, streamable_uses
 from penstock.planning.options import PlanOptions
 from penstock.planning.plan import PLANNED, Plan
 from penstock.planning.problem import Call, Problem
@@ -25,7 +25,7 @@ from penstock.planning.strategies.overlap import Item, Overlap, Overlapped
 from penstock.planning.strategies.overlap_greedy import best_greedy, on_demand
 from penstock.planning.strategies.overlap_layout import lay_out_moves
 from penstock.planning.strategies.overlap_solver import FEASIBLE, load_solver, solve
-from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables, whole_uses
+from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables
 
 _RELAXED = (1.0, 2.0, 4.0, 8.0, None)  # times the load capacity, in turn; None: without a limit
 _DOUBTFUL_SHARE = 0.15  # of the time, for a load capacity with which nothing was found by hand
@@ -73,7 +73,7 @@ class FlashMem:
         """
         load_solver()
         problem = self._within_peak(problem)
-        uses = whole_uses(problem)
+        uses = streamable_uses(problem)
         kept = keep_tiny(problem, uses, lambda rest: largest_live_nbytes(problem, rest))
         overlap = self._overlap(problem, [use for use in uses if use.weight not in kept], kept)
         found = _climb(overlap, self.time_limit_seconds)

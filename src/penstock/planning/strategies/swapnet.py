@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from penstock.planning.lifetimes import Use
+from penstock.planning.lifetimes import Use, streamable_uses
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.strategies.blocks import Partition, Unit, cut_blocks, list_units
 from penstock.planning.strategies.layout import assemble, lay_out_alternating, lay_out_least
-from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables, whole_uses
+from penstock.planning.strategies.whole import capacity_nbytes, extents_nbytes, keep_tiny, list_tables
 
 _SIMULATED = 12  # numbers of blocks whose plans are made, those with the least exposed delay
 
@@ -34,11 +34,11 @@ class SwapNet:
 
     def needed_nbytes(self, problem: Problem) -> int:
         """See `registry.Strategy`."""
-        return max(1, problem.reserve.total_nbytes + _least_nbytes(problem, whole_uses(problem)))
+        return max(1, problem.reserve.total_nbytes + _least_nbytes(problem, streamable_uses(problem)))
 
     def plan(self, problem: Problem) -> Plan:
         """See `registry.Strategy`."""
-        uses, rows = whole_uses(problem), list_tables(problem)
+        uses, rows = streamable_uses(problem), list_tables(problem)
         whole = {use.weight for use in uses}
         if extents_nbytes(problem, whole) <= capacity_nbytes(problem):
             return assemble(problem, self.name, whole, rows, lay_out_least([], [], len(problem.calls)))

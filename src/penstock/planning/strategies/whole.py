@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from penstock.planning.lifetimes import Use, list_uses
+from penstock.planning.lifetimes import Use
 from penstock.planning.problem import Problem
-
-
-def whole_uses(problem: Problem) -> list[Use]:
-    """Every stay of a weight that calls read whole, in order of first call."""
-    return [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
 
 
 def list_tables(problem: Problem) -> list[int]:
