@@ -6,9 +6,11 @@ Python threads suffice: the interpreter lock is released inside `preadv` and ins
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import threading
+from bisect import insort
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -113,11 +115,19 @@ class Filler:
             StorageError: it cannot be read.
         """
         for request in transfer.requests:
-            if request.skip_nbytes is None:
-                target = self._arena.view[request.arena_offset : request.arena_offset + request.nbytes]
-                self._storage.read(request.file, request.file_offset, target, request.needed_nbytes)
-            else:
-                self._bounced(request, request.skip_nbytes)
+            self.read(request)
+        self.settle(transfer)
+
+    def read(self, request: ReadRequest) -> None:
+        """One of the reads that `fill` makes; errors as there."""
+        if request.skip_nbytes is None:
+            target = self._arena.view[request.arena_offset : request.arena_offset + request.nbytes]
+            self._storage.read(request.file, request.file_offset, target, request.needed_nbytes)
+        else:
+            self._bounced(request, request.skip_nbytes)
+
+    def settle(self, transfer: Transfer) -> None:
+        """What `fill` does when everything has been read."""
         settled = settled_offset(transfer.offset, realign=transfer.realign)
         if settled != transfer.offset:
             self._arena.move(transfer.offset, settled, transfer.nbytes)
@@ -139,16 +149,34 @@ class _Halt:
         self.go_on = threading.Event()
 
 
+@dataclass(slots=True)
+class _Filling:
+    """A transfer under way. `begun` reads of it have been taken up, and `ended` of them are done with."""
+
+    number: int
+    ticket: int
+    transfer: Transfer
+    begun: int = 0
+    ended: int = 0
+    error: BaseException | None = None
+
+
 class CpuQueue(TransferQueue):
-    """Reader threads over one storage and one arena."""
+    """Reader threads over one storage and one arena.
+
+    One reader draws what the drive gives, and each waking costs computing time, so another one is woken only by another
+    transfer. It first helps with those before: two transfers at once would share the drive, and the one that is needed
+    first would take twice as long.
+    """
 
     def __init__(self, arena: CpuArena, storage: Storage, done: Completion, *, threads: int, read_nbytes: int) -> None:
         self._arena, self._storage = arena, storage
         self._done: Completion = done
         self._read_nbytes = read_nbytes
         self._transfers: dict[int, Transfer] = {}
-        # A reader takes a transfer whole: one thread draws what the drive gives, and each waking costs computing time.
-        self._waiting: SimpleQueue[tuple[int, Transfer] | _Halt | None] = SimpleQueue()
+        self._numbers = itertools.count()
+        self._waiting: SimpleQueue[_Filling | _Halt | None] = SimpleQueue()
+        self._open: list[_Filling] = []  # taken up and with reads left to begin, in order of submission
         self._closing = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"penstock-reader-{i}", daemon=True) for i in range(threads)
@@ -174,7 +202,7 @@ class CpuQueue(TransferQueue):
         if self._closing:
             raise StorageError("the transfer queue is closed")
         if transfer.requests:
-            self._waiting.put((ticket, transfer))
+            self._waiting.put(_Filling(next(self._numbers), ticket, transfer))
         else:
             self._done(ticket, None)
 
@@ -189,21 +217,53 @@ class CpuQueue(TransferQueue):
                 waiting.reached.release()
                 waiting.go_on.wait()
                 continue
-            ticket, transfer = waiting
-            events = self.events
-            if events is not None:
-                events.read_begun(ticket)
-            error: BaseException | None = None
-            try:
-                filler.fill(transfer)
-            except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
-                error = caught
-            self._done(ticket, error)
+            with self._lock:
+                insort(self._open, waiting, key=lambda filling: filling.number)
+            while (taken := self._take()) is not None:
+                self._read(filler, *taken)
+                del taken  # what has arrived is nobody's any more
         with self._lock:
             self._serving -= 1
             is_last = not self._serving
         if is_last:
             self._storage.close()
+
+    def _take(self) -> tuple[_Filling, ReadRequest] | None:
+        """The next read of the first transfer that has one left."""
+        with self._lock:
+            if not self._open:
+                return None
+            filling = self._open[0]
+            requests = filling.transfer.requests
+            request, is_first = requests[filling.begun], not filling.begun
+            filling.begun += 1
+            if filling.begun == len(requests):
+                del self._open[0]
+        events = self.events
+        if is_first and events is not None:
+            events.read_begun(filling.ticket)
+        return filling, request
+
+    def _read(self, filler: Filler, filling: _Filling, request: ReadRequest) -> None:
+        """Do one read, and what the last one of its transfer has to do."""
+        try:
+            if filling.error is None:
+                filler.read(request)
+        except BaseException as caught:  # whatever it is must reach the thread that waits for this weight
+            filling.error = caught
+        with self._lock:
+            filling.ended += 1
+            is_last = filling.ended == len(filling.transfer.requests)
+        if is_last:
+            self._finish(filler, filling)
+
+    def _finish(self, filler: Filler, filling: _Filling) -> None:
+        try:
+            if filling.error is None:
+                filler.settle(filling.transfer)
+        except BaseException as caught:
+            filling.error = caught
+        self._done(filling.ticket, filling.error)
 
     def drain(self) -> None:
         halt = _Halt()
