@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from penstock.planning.bounds import least_warm_seconds
-from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with
+from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with, page_nbytes
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.slicing import Cut
@@ -24,7 +24,8 @@ from penstock.planning.strategies.fitting import Fitting
 _GOOD_ENOUGH = 1.01
 _WORTHWHILE = {"cut": 0.99, "ebb": 0.98}
 """Cuts change last bits and ebbs cost page faults in every pass: what they save has to be worth that."""
-_LEVELS_TRIED = 3
+_LEVELS_TRIED, _SAVING = 4, 16
+"""Levels of activations, and which part of the arena one has to save."""
 _WORK, _FAR, _MORE = 600, 1.05, 4
 """Calls of all problems that are solved for one plan, which takes about half a second; so many times as many as long as
 the best is further from the bound."""
@@ -107,11 +108,14 @@ def _with_slow_storage(problem: Problem) -> Problem:
 
 def _levels(problem: Problem) -> list[int]:
     """Activations that have room beside the whole arena: all, and some smaller levels, which save a lot."""
-    levels = level_candidates(problem)
+    most, *smaller = level_candidates(problem)
     arena_nbytes = problem.budget_nbytes - problem.reserve.total_nbytes
-    saving = [level for level in levels[1:] if levels[0] - level > max(arena_nbytes, 0) // 8]
-    step = max(1, -(-len(saving) // _LEVELS_TRIED))
-    return [levels[0], *saving[::-step][:_LEVELS_TRIED]]
+    apart: list[int] = []
+    for level in reversed(smaller):
+        is_apart = not apart or level - apart[-1] >= page_nbytes(problem)  # or the same pages ebb
+        if is_apart and most - level > max(arena_nbytes, 0) // _SAVING:
+            apart.append(level)
+    return [most, *apart[:: max(1, -(-len(apart) // _LEVELS_TRIED))]]
 
 
 def _is_better(plan: Plan, best: Plan) -> bool:
