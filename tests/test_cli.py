@@ -186,7 +186,7 @@ def test_a_plan_is_told_in_words_and_as_json_that_reads_back(
     assert "12.0 MiB" in capsys.readouterr().out
     plan = penstock.Plan.from_json(json.dumps(answers("plan", bert, "--budget", "12MiB")))
     assert plan.budget_nbytes == 12 * 2**20
-    assert "encoder.layer.3.output.dense.weight" in plan.weight_names
+    assert any("encoder.layer.3.output.dense.weight" in name for name in plan.weight_names)
 
 
 def test_outputs_are_the_resident_models_bits(

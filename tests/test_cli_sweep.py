@@ -120,7 +120,7 @@ def test_the_timeline_of_a_plan_is_a_trace_of_its_first_passes(tmp_path: Path, b
     assert run_app(["plan", str(bert), "--budget", "12MiB", "--timeline", str(file)]) == 0
     spans = spans_of(json.loads(file.read_text()))
     assert [span["name"] for span in spans["passes"]] == ["pass 1 (cold)", "pass 2", "pass 3"]
-    assert "encoder.layer.3.output.dense.weight" in {span["name"] for span in spans["storage"]}
+    assert any("encoder.layer.3.output.dense.weight" in span["name"] for span in spans["storage"])
     assert "encoder.layer.3.output.dense" in {span["name"] for span in spans["compute"]}
 
 
@@ -132,7 +132,7 @@ def test_the_timeline_of_a_run_is_a_trace_of_what_it_did(answers: Answers, tmp_p
     (one,) = spans["passes"]
     assert one["dur"] / 1e6 <= answer["seconds"]
     loaded = {span["name"] for name, track in spans.items() if name.startswith("storage") for span in track}
-    assert "encoder.layer.3.output.dense.weight" in loaded
+    assert any("encoder.layer.3.output.dense.weight" in name for name in loaded)
     stalled = sum(span["dur"] for span in spans["stalls"]) / 1e6
     assert stalled >= answer["stats"]["stall_seconds"] * 0.99
 

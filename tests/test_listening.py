@@ -38,12 +38,19 @@ def test_times_are_measured(passes: list[float]) -> None:
     assert [call.seconds for call in timed.calls] == [1.0, 2.0]
 
 
-def test_of_several_passes_each_layer_keeps_its_shortest_time(passes: list[float]) -> None:
+def test_the_shorter_of_several_passes_is_shared_by_the_shortest_times(passes: list[float]) -> None:
     clock = Clock(frozenset("01"), lambda: 0.0)
-    run(clock, passes, 1.0, 8.0)
+    run(clock, passes, 1.0, 6.5)
     timed = clock.timed(trace(4.0, 5.0), 0.0)
     assert timed is not None
-    assert [call.seconds for call in timed.calls] == [1.0, 5.0]
+    assert [call.seconds for call in timed.calls] == [1.25, 6.25]
+
+
+def test_a_longer_pass_tells_nothing_though_one_of_its_layers_was_faster(passes: list[float]) -> None:
+    known = trace(4.0, 5.0)
+    clock = Clock(frozenset("01"), lambda: 0.0)
+    run(clock, passes, 1.0, 9.0)
+    assert clock.timed(known, 0.0) == known
 
 
 def test_times_that_are_hardly_shorter_leave_the_trace_and_so_its_plan_as_they_are(passes: list[float]) -> None:

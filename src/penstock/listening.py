@@ -42,8 +42,10 @@ class Clock:
         Of these, what the pass lost to loads and slices, `lost_seconds` in all, is taken off each call in proportion:
         the times are to be those of computing alone, from which a plan with other loads can be predicted.
 
-        If it has some, the shorter ones count, and only once they make a difference to the whole: otherwise every new
-        process would have to make, and wait for, a plan of its own.
+        If it has some, those of the shorter pass count, and only once they make a difference to the whole: otherwise
+        every new process would have to make, and wait for, a plan of its own. Its seconds are shared among the calls in
+        proportion to the shortest time of each: single calls are disturbed by other work, and the sum of all shortest
+        times is less than any pass takes, by 5 % for a ResNet-152.
         """
         if [module for module, _, _ in self._begun] != [call.module for call in trace.calls]:
             return None
@@ -56,9 +58,10 @@ class Clock:
             share = max(1 - lost_seconds / total, LEAST_SHARE)
             seconds = [share * value for value in seconds]
         if trace.is_timed:
-            seconds = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
-            if sum(seconds) > NOTICEABLE * sum(call.seconds for call in trace.calls):
+            shortest = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
+            if (total := sum(seconds)) > NOTICEABLE * sum(call.seconds for call in trace.calls):
                 return trace
+            seconds = [value * total / (sum(shortest) or 1.0) for value in shortest]
         calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
         return replace(trace, calls=calls, is_timed=True)
 

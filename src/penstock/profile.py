@@ -31,12 +31,15 @@ TINY_NBYTES = 32 << 10
 SLICE_SECONDS = 1e-4
 """What each slice of a layer takes beyond its share: hooks, a copy of its part of the result, a kernel's begin."""
 
-LOAD_COMPUTE_SECONDS = 1e-4
+LOAD_COMPUTE_SECONDS = 1.5e-4
 """What computing loses to each load, however small, in waking a reader and binding a weight."""
 
-READ_COMPUTE_SHARE = 0.1
-"""What it loses besides, of the seconds that storage is busy. Fitted, as is what a load costs, to what passes of four
-models took longer than the resident ones, stalls left out, in 16 configurations on two cores."""
+READ_COMPUTE_SHARE = 0.05
+"""What it loses besides, of the seconds that storage is busy."""
+
+COPY_COMPUTE_SHARE = 1.0
+"""What it loses of the seconds that a copy takes. Fitted, as are the two above, to what passes of four models took
+longer than the resident ones, stalls left out, in 21 configurations on two cores; single ones are off by half of it."""
 
 MEASURABLE_NBYTES = 8 << 20
 """Below such a budget the kernel's counters and Python's own garbage are coarser than what they would measure."""
@@ -106,6 +109,7 @@ def make_problem(
         profile.copy_bytes_per_second,
         load_compute_seconds=LOAD_COMPUTE_SECONDS,
         read_compute_share=READ_COMPUTE_SHARE,
+        copy_compute_share=COPY_COMPUTE_SHARE,
         regain_bytes_per_second=profile.regain_bytes_per_second,
         page_nbytes=profile.page_nbytes,
     )
@@ -158,6 +162,8 @@ def _weight(
         row_seconds=row_seconds,
         rows=rows,
         is_moved=is_moved,
+        file=pieces[0].file if len(pieces) == 1 else None,
+        file_offset=pieces[0].file_offset if pieces else 0,
     )
 
 

@@ -22,7 +22,7 @@ from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
-from penstock.planning.simulate import lost_seconds
+from penstock.planning.costs import lost_seconds
 from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
 from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
@@ -45,7 +45,7 @@ WASTE = 20
 """A measured pass that leaves more than this part of the budget unused is worth a new plan."""
 
 _TIMED_PASSES = 3
-"""Passes that are timed; of each layer the shortest time counts, if it matters: other work disturbs it least."""
+"""Passes that are timed; the shortest counts: other work disturbs it least. See `listening.Clock`."""
 
 
 class Provision:

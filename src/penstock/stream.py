@@ -277,8 +277,8 @@ class Stream:
         if self._deployment.installation is not None:
             index = {id(weight): position for position, weight in enumerate(self.weights)}
             for load in self._deployment.installation.cold.loads:
-                if load.data is not None:
-                    recorder.watch(index[id(load.weight.whole)], load.data)
+                for weight, data in zip(load.weights, load.data, strict=False):
+                    recorder.watch(index[id(weight.whole)], data)
         forward = heard(recorder, "", self._deployment.attachment.root_layer)
         with listening(recorder, self._deployment.module), recorder:
             result = forward(*args, **kwargs)

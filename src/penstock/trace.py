@@ -9,7 +9,7 @@ from typing import Any
 from penstock.errors import PlanError
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 
-TRACE_VERSION = 6
+TRACE_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)

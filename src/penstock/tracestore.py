@@ -27,7 +27,7 @@ from penstock.trace import Trace
 
 KEPT_TRACES = 8
 
-_PLANNER_VERSION = 5
+_PLANNER_VERSION = 6
 """Raise it when planning changes: plans that were kept before are made again."""
 
 

@@ -139,8 +139,12 @@ class Pipeline:
         """What call `number` computes longer for the loads that it is the first to need: before the first call, all."""
         storage = self.problem.storage
         preloads = self.plan.pacing == "preload"
-        reads = [item.read_seconds for item in self.items if (0 if preloads else item.first) == number]
-        return len(reads) * storage.load_compute_seconds + storage.read_compute_share * sum(reads)
+        items = [item for item in self.items if (0 if preloads else item.first) == number]
+        reads = [item.read_seconds for item in items]
+        lost = len(reads) * storage.load_compute_seconds + storage.read_compute_share * sum(reads)
+        if self.plan.staging_nbytes and self.plan.pacing != "planned":
+            lost += storage.copy_compute_share * sum(item.copy_seconds for item in items if item.staging is not None)
+        return lost
 
     def _is_over(self, call: float) -> bool:
         return call < len(self.call_end)

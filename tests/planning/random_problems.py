@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from penstock.planning import Call, Problem, Reserve, Storage, Weight
@@ -38,10 +41,21 @@ def _nested_lasts(draw: st.DrawFn, count: int) -> list[int]:
     return lasts
 
 
+def _in_one_file(items: Sequence[Weight], gap_nbytes: int) -> tuple[Weight, ...]:
+    """The same weights one behind the other in a file."""
+    placed, begin = [], 7
+    for item in items:
+        placed.append(replace(item, offset_in_block=begin % BLOCK, file=0, file_offset=begin))
+        begin += item.nbytes + gap_nbytes
+    return tuple(placed)
+
+
 @st.composite
 def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
     """Problems whose budget lies between `budget_from` and 1.2 times the bytes of all weights, feasible or not."""
     items = tuple(draw(weights(index)) for index in range(draw(st.integers(1, 14))))
+    if draw(st.booleans()):
+        items = _in_one_file(items, draw(st.sampled_from([0, 3, 500])))
     lasts = _nested_lasts(draw, draw(st.integers(1, 16)))
     reserve = Reserve(draw(st.integers(0, 300)), draw(st.integers(0, 100)), draw(st.integers(0, 100)))
     calls = tuple(
@@ -67,6 +81,7 @@ def problems(draw: st.DrawFn, budget_from: float = 0.0) -> Problem:
             BLOCK,
             load_compute_seconds=draw(st.sampled_from([0.0, 0.0, 0.02])),
             read_compute_share=draw(st.sampled_from([0.0, 0.0, 0.125])),
+            copy_compute_share=draw(st.sampled_from([0.0, 0.0, 0.5])),
             regain_bytes_per_second=draw(st.sampled_from([3000.0, 1e10])),
             page_nbytes=draw(st.sampled_from([BLOCK, 3 * BLOCK])),
         ),

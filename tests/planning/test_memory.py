@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning import Plan, Problem, Reserve, make_plan, simulate
+from penstock.planning.costs import extent_nbytes
 from penstock.planning.memory import KINDS, memory_over_time, peak_call, peak_nbytes
-from penstock.planning.simulate import extent_nbytes
 from penstock.planning.strategies import names
 
 from .random_problems import chain, problems

@@ -55,17 +55,19 @@ def test_the_solver_is_imported_only_where_it_is_asked() -> None:
 
 
 def test_the_checker_shares_no_code_with_planner_and_simulator() -> None:
-    for name in ("check.py", "check_ebbs.py"):
+    for name in ("check.py", "check_division.py", "check_ebbs.py"):
         _check_imports(name)
 
 
 def _check_imports(name: str) -> None:
-    # What a cut means is `slicing.divide`, and that the parts are all of it the checker sees for itself.
+    # What joins and cuts mean is `join` and `divide`, and that the parts are all of it the checker sees for itself.
     source = (Path(penstock.planning.__file__).parent / name).read_text()
     own = {name for name in _imports(source) if name.startswith("penstock")}
     assert own <= {
         "penstock.errors",
+        "penstock.planning.check_division",
         "penstock.planning.check_ebbs",
+        "penstock.planning.joining",
         "penstock.planning.plan",
         "penstock.planning.problem",
         "penstock.planning.slicing",

@@ -5,17 +5,21 @@ loaded. The arena holds no more than its size. Storage loads one thing after ano
 in parts it takes no less. The bounds below follow from these alone; that a call may not begin before its weights are
 there makes windows of calls bind, not only whole passes.
 
-A weight that can be sliced may still arrive while its layer computes, so there its bytes count at the layer's end.
+A weight that can be sliced may still arrive while its layer computes, so there its bytes count at the layer's end. One
+that can be joined with others (see `joining`) may share with them the blocks at its ends and all that a load costs
+besides its bytes, so only the bytes count, and of what a load costs computing their part of a join that is full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.planning.ebbs import capacity_nbytes
+from penstock.planning.joining import JOIN_NBYTES, joinable
 from penstock.planning.problem import Problem
 
 _Floats = npt.NDArray[np.float64]
@@ -43,7 +47,8 @@ def least_warm_seconds(problem: Problem) -> float:
     *Loading costs computing.* A weight that is not in memory all the time comes in at least one load in each pass, and
     the thread that computes loses to each load what `Storage.lost_seconds` says, beside the sum of the calls. What
     stays fits the arena at the moment when it is smallest; so at most a fractional knapsack of these losses is saved.
-    A weight of which some slices stay still takes a load for the others: more than the knapsack counts.
+    A weight of which some slices stay still takes a load for the others: more than the knapsack counts. A join costs
+    what one load costs and is at most `JOIN_NBYTES` long, so each of its bytes bears at least that part of it.
 
     *Each weight once.* A weight that several calls read counts at the first of them: by then it has been in the arena,
     however often it is loaded. Tables that can be read by rows do not count, since a plan may never load them.
@@ -51,15 +56,17 @@ def least_warm_seconds(problem: Problem) -> float:
     *Activations.* At the moment when i begins, the arena is at most what the budget leaves beside i's own activations.
     """
     compute = np.array([call.seconds for call in problem.calls], dtype=np.float64)
-    loads, is_late = _due(problem)
+    costs = _costs(problem)
+    loads, is_late = _due(problem, costs)
     if not loads.any():
         return problem.compute_seconds
     arena = _arena_nbytes(problem)
     tightest = int(np.argmin(arena))
-    lost = {weight: problem.storage.lost_seconds(problem.load_seconds(weight)) for weight in _whole(problem)}
-    lost_seconds = sum(lost.values()) - float(_most_kept(problem, lost, arena[tightest : tightest + 1])[0])
-    best = problem.compute_seconds + max(0.0, lost_seconds - _ROUNDING * sum(lost.values()))
-    kept = _most_kept(problem, {weight: problem.load_seconds(weight) for weight in _whole(problem)}, arena)
+    lost = [(cost.lost_seconds, cost.nbytes) for cost in costs.values()]
+    all_lost = sum(seconds for seconds, _ in lost)
+    lost_seconds = all_lost - float(_most_kept(lost, arena[tightest : tightest + 1])[0])
+    best = problem.compute_seconds + max(0.0, lost_seconds - _ROUNDING * all_lost)
+    kept = _most_kept([(cost.load_seconds, cost.nbytes) for cost in costs.values()], arena)
     for first in {tightest, *range(0, len(compute), max(1, len(compute) // _WINDOWS))}:
         loaded = np.cumsum(np.roll(loads, -first))
         own = np.roll(compute, -first)
@@ -79,28 +86,48 @@ def least_cold_seconds(problem: Problem) -> float:
     if not problem.calls:
         return 0.0
     compute = np.array([call.seconds for call in problem.calls], dtype=np.float64)
-    loads, is_late = _due(problem)
+    loads, is_late = _due(problem, _costs(problem))
     after = np.cumsum(compute[::-1])[::-1]
     sums = np.cumsum(loads) + after - np.where(is_late, compute, 0.0)
     return max(problem.compute_seconds, float(sums.max()) * (1 - _ROUNDING))
 
 
-def _due(problem: Problem) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+class _Cost(NamedTuple):
+    """The least that a weight takes: of storage for each load, of the computing thread, and of the arena."""
+
+    load_seconds: float
+    lost_seconds: float
+    nbytes: int
+
+
+def _costs(problem: Problem) -> dict[int, _Cost]:
+    """Of each weight that calls read, but for tables."""
+    storage, may_join = problem.storage, joinable(problem)
+    costs = {}
+    for weight in {weight for call in problem.calls for weight in call.reads}:
+        item = problem.weights[weight]
+        if weight in may_join:
+            seconds = item.nbytes / storage.bytes_per_second
+            part = item.nbytes / JOIN_NBYTES
+            lost_seconds = storage.load_compute_seconds * part + storage.read_compute_share * seconds
+            costs[weight] = _Cost(seconds, lost_seconds, item.nbytes)
+        elif not item.rows_only:
+            seconds = problem.load_seconds(weight)
+            costs[weight] = _Cost(seconds, storage.lost_seconds(seconds), problem.extent_nbytes(weight))
+    return costs
+
+
+def _due(problem: Problem, costs: Mapping[int, _Cost]) -> tuple[_Floats, npt.NDArray[np.bool_]]:
     """Load seconds of what each call is the first to read, and whether some of it may come while the call computes."""
     loads, is_late = np.zeros(len(problem.calls)), np.zeros(len(problem.calls), dtype=np.bool_)
     seen: set[int] = set()
     for index, call in enumerate(problem.calls):
         for weight in call.reads:
-            if weight not in seen and not problem.weights[weight].rows_only:
+            if weight not in seen and weight in costs:
                 seen.add(weight)
-                loads[index] += problem.load_seconds(weight)
+                loads[index] += costs[weight].load_seconds
                 is_late[index] |= problem.weights[weight].rows > 1
     return loads, is_late
-
-
-def _whole(problem: Problem) -> set[int]:
-    """The weights that calls read, but for tables."""
-    return {weight for call in problem.calls for weight in call.reads if not problem.weights[weight].rows_only}
 
 
 def _arena_nbytes(problem: Problem) -> _Floats:
@@ -108,11 +135,11 @@ def _arena_nbytes(problem: Problem) -> _Floats:
     return np.array([capacity_nbytes(problem, call) for call in range(len(problem.calls))], dtype=np.float64)
 
 
-def _most_kept(problem: Problem, seconds: Mapping[int, float], arena_nbytes: _Floats) -> _Floats:
-    """The most of `seconds`, by weight, that arenas of such sizes can hold: the fractional knapsack of each."""
-    costs = sorted(
-        ((cost, problem.extent_nbytes(weight)) for weight, cost in seconds.items()),
-        key=lambda cost: -cost[0] / cost[1],
-    )
-    saved, nbytes = (np.concatenate(([0.0], np.cumsum(column))) for column in zip(*costs, strict=True))
+def _most_kept(items: Sequence[tuple[float, int]], arena_nbytes: _Floats) -> _Floats:
+    """The most seconds, of items with so many each and their bytes, that arenas of such sizes can hold.
+
+    The fractional knapsack of each.
+    """
+    dearest_first = sorted(items, key=lambda item: -item[0] / item[1])
+    saved, nbytes = (np.concatenate(([0.0], np.cumsum(column))) for column in zip(*dearest_first, strict=True))
     return np.interp(arena_nbytes, nbytes, saved)

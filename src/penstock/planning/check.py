@@ -6,7 +6,6 @@ than planning may be clever.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NoReturn
@@ -15,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import PlanError
+from penstock.planning.check_division import check_division
 from penstock.planning.check_ebbs import check_emptiness, check_places
 from penstock.planning.plan import Load, Plan
 from penstock.planning.problem import Problem
-from penstock.planning.slicing import divide
 
 _Ints = npt.NDArray[np.int64]
 _PAIRS_AT_ONCE = 1 << 20
@@ -30,10 +29,7 @@ def check(problem: Problem, plan: Plan) -> None:
     Raises:
         PlanError: with the first violation found.
     """
-    _check_cuts(problem, plan)
-    divided = divide(problem, plan.cuts).problem
-    _check_slices(problem, plan, divided)
-    problem = divided
+    problem = check_division(problem, plan)
     _check_identity(problem, plan)
     _check_indices(problem, plan)
     check_places(problem, plan)
@@ -47,37 +43,9 @@ def check(problem: Problem, plan: Plan) -> None:
     _check_space(problem, plan, starts, ends)
 
 
-def _check_cuts(problem: Problem, plan: Plan) -> None:
-    """Every cut lies within a weight that can be cut."""
-    for cut in plan.cuts:
-        if not 0 <= cut.weight < len(problem.weights):
-            _refuse(f"the plan cuts weight {cut.weight} of {len(problem.weights)}")
-        weight = problem.weights[cut.weight]
-        if not cut.rows or sorted(set(cut.rows)) != list(cut.rows) or cut.rows[0] < 1 or cut.rows[-1] >= weight.rows:
-            _refuse(f"{weight.name}, which has {weight.rows} rows that can be apart, is cut at {cut.rows}")
-    if len({cut.weight for cut in plan.cuts}) != len(plan.cuts):
-        _refuse("the plan cuts a weight twice")
-
-
-def _check_slices(problem: Problem, plan: Plan, divided: Problem) -> None:
-    """Slices are their weights' bytes, all of them, in the same places in storage, and are read as often."""
-    rows_of = {cut.weight: cut.rows for cut in plan.cuts}
-    reads = Counter(weight for call in problem.calls for weight in call.reads)
-    expected = []
-    for index, weight in enumerate(problem.weights):
-        row_nbytes = weight.nbytes // weight.rows
-        for begin, end in pairwise((0, *rows_of.get(index, ()), weight.rows)):
-            in_block = (weight.offset_in_block + begin * row_nbytes) % problem.storage.block_nbytes
-            expected.append(((end - begin) * row_nbytes, in_block, reads[index]))
-    slice_reads = Counter(weight for call in divided.calls for weight in call.reads)
-    found = [(item.nbytes, item.offset_in_block, slice_reads[index]) for index, item in enumerate(divided.weights)]
-    if found != expected:
-        _refuse("the slices of a weight are not all of it")
-
-
 def _check_identity(problem: Problem, plan: Plan) -> None:
-    if plan.version != 3:
-        _refuse(f"the plan's version is {plan.version}, not 3")
+    if plan.version != 4:
+        _refuse(f"the plan's version is {plan.version}, not 4")
     if plan.problem_fingerprint != problem.fingerprint:
         _refuse(f"the plan is for {plan.problem_fingerprint!r}, not for {problem.fingerprint!r}")
     if plan.weight_names != tuple(weight.name for weight in problem.weights):

@@ -82,6 +82,9 @@ def _weights(plan: Plan) -> list[str]:
     if plan.loads:
         read = f"{format_size(plan.prediction.streamed_nbytes)} in {len(plan.loads)} loads"
         lines.append(f"  {'read per pass':<18}{read}")
+    if plan.joins:
+        joined = sum(len(item.weights) for item in plan.joins)
+        lines.append(f"  {'together':<18}{joined} weights in {len(plan.joins)} joins")
     if plan.rows:
         lines.append(_group(plan, "read by rows", plan.rows))
     if layers := _sliced_layers(plan):

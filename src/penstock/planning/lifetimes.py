@@ -25,6 +25,7 @@ def list_uses(problem: Problem, *, merged: bool) -> list[Use]:
 
     Reads within one another's stay share a load. With `merged`, a weight also stays between two uses if no more bytes
     than its own are read in between: to keep it takes that space from the stream, to load it again that bandwidth.
+    What is joined stays from its first to its last call.
     """
     uses: list[Use] = []
     open_uses: dict[int, int] = {}
@@ -35,7 +36,8 @@ def list_uses(problem: Problem, *, merged: bool) -> list[Use]:
             if position is not None:
                 last = uses[position].last
                 between_nbytes = read_before[index] - read_before[last + 1] if last < index else 0
-                if index <= last or (merged and between_nbytes <= problem.extent_nbytes(weight)):
+                is_short = merged and between_nbytes <= problem.extent_nbytes(weight)
+                if index <= last or is_short or problem.weights[weight].is_joined:
                     uses[position] = Use(weight, uses[position].first, max(last, call.last))
                     continue
             open_uses[weight] = len(uses)

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from penstock.errors import PlanError
 from penstock.planning.explain import explain
 from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, as_text, parse_object
+from penstock.planning.joining import Join, read_join
 from penstock.planning.problem import Reserve, read_reserve
 from penstock.planning.slicing import Cut, read_cut
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 EAGER, PLANNED, LOCKSTEP, PRELOAD = "eager", "planned", "lockstep", "preload"
 PACINGS = (EAGER, PLANNED, LOCKSTEP, PRELOAD)
@@ -112,10 +113,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan; weights and calls are named by their index in the problem, divided by `cuts`.
+    """A whole plan; weights and calls are named by their index in the problem with `joins`, divided by `cuts`.
 
     Attributes:
-        cuts: weights that come, and are computed with, in slices (see `slicing`).
+        joins: weights that come together (see `joining`).
+        cuts: weights, of those that the joins leave, that come, and are computed with, in slices (see `slicing`).
         pacing: when loads start, one of `PACINGS`.
         staging_nbytes: memory that loads go through on their way to the arena; 0: they go straight there.
         details: what the strategy has to say of this plan, by title.
@@ -142,6 +144,7 @@ class Plan:
     weight_names: tuple[str, ...]
     call_names: tuple[str, ...]
     weight_nbytes: tuple[int, ...] = ()
+    joins: tuple[Join, ...] = ()
     cuts: tuple[Cut, ...] = ()
     pacing: str = EAGER
     staging_nbytes: int = 0
@@ -181,6 +184,7 @@ class Plan:
             weight_names=weight_names,
             call_names=call_names,
             weight_nbytes=fields.items("weight_nbytes", as_nbytes),
+            joins=fields.items("joins", read_join),
             cuts=fields.items("cuts", read_cut),
             pacing=fields.choice("pacing", PACINGS),
             staging_nbytes=staging_nbytes,

@@ -13,7 +13,7 @@ from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 from penstock.planning.problem_checks import check_problem
 
-PROBLEM_VERSION = 5
+PROBLEM_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class Weight:
         is_moved: its bytes are moved within its place once all of them are there, so one load has to bring them.
         rows: parts of equal size, `nbytes / rows` each, that its layers can compute with one after another; 1 if they
             need all of it at once. See `slicing`.
+        file: the number of the file that has it in one piece; None where it is in several.
+        file_offset: its first byte there.
+        is_joined: it is several weights, and stays from the first call that reads it to the last. See `joining`.
     """
 
     name: str
@@ -41,6 +44,9 @@ class Weight:
     row_seconds: float = 0.0
     rows: int = 1
     is_moved: bool = False
+    file: int | None = None
+    file_offset: int = 0
+    is_joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class Storage:
         load_compute_seconds: what computing loses to each load, however small: to start it, and to bind what it brings.
         read_compute_share: what computing loses besides, as a part of the seconds that the load takes: interrupts,
             pages, memory that both use.
+        copy_compute_share: what it loses to copies that run beside it, as a part of their seconds: they take a core,
+            and kernels on all cores wait for their slowest thread.
         page_nbytes: in multiples of which, counted from the arena's begin, memory can be given back.
     """
 
@@ -88,12 +96,14 @@ class Storage:
     copy_bytes_per_second: float = 1e10
     load_compute_seconds: float = 0.0
     read_compute_share: float = 0.0
+    copy_compute_share: float = 0.0
     regain_bytes_per_second: float = 1e10
     page_nbytes: int = 4096
 
-    def lost_seconds(self, load_seconds: float) -> float:
-        """What computing loses to a load that takes so long."""
-        return self.load_compute_seconds + self.read_compute_share * load_seconds
+    def lost_seconds(self, load_seconds: float, copy_seconds: float = 0.0) -> float:
+        """What computing loses to a load that takes so long, and to a copy beside it."""
+        lost = self.load_compute_seconds + self.read_compute_share * load_seconds
+        return lost + self.copy_compute_share * copy_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +214,9 @@ def _read_weight(value: object, path: str) -> Weight:
         row_seconds=fields.seconds("row_seconds"),
         rows=fields.integer("rows", 1),
         is_moved=fields.flag("is_moved"),
+        file=fields.optional_integer("file", 0),
+        file_offset=fields.integer("file_offset", 0),
+        is_joined=fields.flag("is_joined"),
     )
     fields.finish()
     return weight
@@ -232,6 +245,7 @@ def _read_storage(fields: Fields) -> Storage:
         copy_bytes_per_second=fields.seconds("copy_bytes_per_second"),
         load_compute_seconds=fields.seconds("load_compute_seconds"),
         read_compute_share=fields.seconds("read_compute_share"),
+        copy_compute_share=fields.seconds("copy_compute_share"),
         regain_bytes_per_second=fields.seconds("regain_bytes_per_second"),
         page_nbytes=fields.integer("page_nbytes", 1),
     )

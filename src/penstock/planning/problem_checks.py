@@ -41,7 +41,7 @@ def _check_storage(storage: Storage) -> None:
             raise PlanError(
                 f"storage.{name} is {rate}, not between zero and {MAX_BYTES_PER_SECOND:.0e}: measure it again"
             )
-    for name in ("request_seconds", "load_compute_seconds", "read_compute_share"):
+    for name in ("request_seconds", "load_compute_seconds", "read_compute_share", "copy_compute_share"):
         if not _is_duration(seconds := getattr(storage, name)):
             raise PlanError(f"storage.{name} is {seconds}, not zero or more of seconds: measure it again")
     if not 1 <= storage.block_nbytes <= MAX_NBYTES:
@@ -68,6 +68,11 @@ def _check_weight(weight: Weight, path: str, block_nbytes: int) -> None:
         raise PlanError(f"{path}.nbytes is {weight.nbytes}: leave out weights without bytes")
     if not 0 <= weight.offset_in_block < block_nbytes:
         raise PlanError(f"{path}.offset_in_block is {weight.offset_in_block}: give it modulo {block_nbytes}")
+    if weight.file is not None and weight.file_offset % block_nbytes != weight.offset_in_block:
+        raise PlanError(
+            f"{path}.file_offset is {weight.file_offset}, which is not {weight.offset_in_block} modulo {block_nbytes}: "
+            "take both from the same header"
+        )
     if weight.requests < 0:
         raise PlanError(f"{path}.requests is {weight.requests}: give a count")
     if not _is_duration(weight.row_seconds):

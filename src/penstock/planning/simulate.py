@@ -10,14 +10,14 @@ A call has ended here when the next one begins: what an outer call computes afte
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from penstock.planning.costs import all_seconds, call_seconds, extent_nbytes, losses, row_stalls
 from penstock.planning.memory import peak_nbytes
 from penstock.planning.occupancy import streamed_over_calls
-from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Ebb, Load, Plan, Prediction
+from penstock.planning.plan import LOCKSTEP, PLANNED, PRELOAD, Load, Plan, Prediction
 from penstock.planning.problem import Problem
-from penstock.planning.regain import regained_nbytes
 from penstock.planning.slicing import as_planned
 from penstock.planning.staged import LockstepClock, StagedClock, Stages
 from penstock.planning.timeline import PassTimeline, Timeline
@@ -86,54 +86,16 @@ class Clock:
 AnyClock = Clock | StagedClock
 
 
-def part_seconds(problem: Problem, load: Load) -> float:
-    """How long the storage needs for `load`, which may bring a part of its weight only."""
-    weight, storage = problem.weights[load.weight], problem.storage
-    if load.nbytes == weight.nbytes:
-        return problem.load_seconds(load.weight)
-    requests = -(-weight.requests * load.nbytes // weight.nbytes)
-    return requests * storage.request_seconds + extent_nbytes(problem, load) / storage.bytes_per_second
-
-
-def extent_nbytes(problem: Problem, load: Load) -> int:
-    """The whole blocks that `load` reads, and fills in the arena."""
-    block = problem.storage.block_nbytes
-    begin = problem.weights[load.weight].offset_in_block + load.first_byte
-    return -(-(begin + load.nbytes) // block) * block - begin // block * block
-
-
-def lost_seconds(problem: Problem, plan: Plan) -> float:
-    """What a warm pass of `plan` computes beyond `problem`'s calls: for loads, and for slices."""
-    divided = as_planned(problem, plan.cuts)
-    lost = (divided.storage.lost_seconds(part_seconds(divided, load)) for load in plan.loads)
-    return divided.compute_seconds - problem.compute_seconds + math.fsum(lost)
-
-
-def row_stalls(problem: Problem, rows: Collection[int]) -> list[float]:
-    """What each call waits for the rows that it reads by itself, in seconds."""
-    by_rows = set(rows)
-    return [
-        math.fsum(problem.weights[weight].row_seconds for weight in call.reads if weight in by_rows)
-        for call in problem.calls
-    ]
-
-
-def all_seconds(problem: Problem, loads: Sequence[Load], ebbs: Sequence[Ebb]) -> list[float]:
-    """How long the storage needs for each of a plan's loads, pages that have ebbed away included."""
-    regained = regained_nbytes(problem, loads, ebbs)
-    per_byte = 1 / problem.storage.regain_bytes_per_second
-    return [part_seconds(problem, load) + per_byte * nbytes for load, nbytes in zip(loads, regained, strict=True)]
-
-
-def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int], ebbs: Sequence[Ebb] = ()) -> Schedule:
-    """The flat numbers of a pass in which all residents are there."""
-    count = len(problem.calls)
+def warm_schedule(problem: Problem, plan: Plan) -> Schedule:
+    """The flat numbers of a pass of `plan` in which all residents are there."""
+    count, loads = len(problem.calls), plan.loads
     needed = [0] * count
     for index, load in enumerate(loads):
         needed[load.first_call] = index + 1  # loads come in order, so all before it have
-    durations = all_seconds(problem, loads, ebbs)
+    durations = all_seconds(problem, loads, plan.ebbs)
+    first_calls = [load.first_call for load in loads]
     return Schedule(
-        call_seconds=_call_seconds(problem, rows, [load.first_call for load in loads], durations),
+        call_seconds=call_seconds(problem, plan.rows, first_calls, losses(problem, plan, durations)),
         needed=needed,
         load_seconds=durations,
         release=[_release(load, count) for load in loads],
@@ -143,10 +105,10 @@ def warm_schedule(problem: Problem, loads: Sequence[Load], rows: Sequence[int], 
 
 def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
     """Run `passes` passes of a plan, the first one cold. The plan must be one that `check` accepts for the problem."""
-    problem = as_planned(problem, plan.cuts)
+    problem = as_planned(problem, plan.joins, plan.cuts)
     clock = _clock(problem, plan)
     cold, resident_position, load_position = _cold_schedule(problem, plan)
-    warm = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
+    warm = warm_schedule(problem, plan)
     stalls = row_stalls(problem, plan.rows)
     timelines = []
     resident_end: tuple[float, ...] = ()
@@ -163,11 +125,11 @@ def simulate(problem: Problem, plan: Plan, passes: int = 4) -> Timeline:
 
 def predict(problem: Problem, plan: Plan) -> Prediction:
     """The steady state and the cold pass of a plan that `check` accepts; what bounds them, `bounded` says."""
-    problem = as_planned(problem, plan.cuts)
+    problem = as_planned(problem, plan.joins, plan.cuts)
     clock = _clock(problem, plan)
     clock.advance(_cold_schedule(problem, plan)[0])
     cold_seconds = clock.compute
-    schedule = warm_schedule(problem, plan.loads, plan.rows, plan.ebbs)
+    schedule = warm_schedule(problem, plan)
     streamed_nbytes = sum(extent_nbytes(problem, load) for load in plan.loads)
     compute_seconds = problem.compute_seconds
     warm_seconds = max(compute_seconds, steady_seconds(schedule, clock, _PASSES))
@@ -223,17 +185,6 @@ def _clock(problem: Problem, plan: Plan) -> AnyClock:
     return LockstepClock(count, stages, plan.loads) if plan.pacing == LOCKSTEP else StagedClock(count, stages)
 
 
-def _call_seconds(
-    problem: Problem, rows: Sequence[int], first_calls: Sequence[int], durations: Sequence[float]
-) -> list[float]:
-    """What each call takes once its weights are there; it bears what computing loses to their loads."""
-    seconds = [call.seconds + stall for call, stall in zip(problem.calls, row_stalls(problem, rows), strict=True)]
-    for call, duration in zip(first_calls, durations, strict=True):
-        if call < len(seconds):
-            seconds[call] += problem.storage.lost_seconds(duration)
-    return seconds
-
-
 def _release(load: Load, call_count: int) -> int:
     if load.after_call < 0:
         return 2 * call_count
@@ -261,18 +212,20 @@ def _cold_schedule(problem: Problem, plan: Plan) -> tuple[Schedule, list[int], l
     entries.sort()
     needed = [0] * count
     positions: tuple[list[int], list[int]] = ([0] * len(plan.resident), [0] * len(plan.loads))
-    durations, release, first_calls = [], [], []
+    durations, release, first_calls, lost = [], [], [], []
     of_loads = all_seconds(problem, plan.loads, plan.ebbs)
+    lost_to_loads = losses(problem, plan, of_loads)
     for position, (first_call, kind, index) in enumerate(entries):
         positions[kind][index] = position
         durations.append(of_loads[index] if kind else problem.load_seconds(plan.resident[index].weight))
+        lost.append(lost_to_loads[index] if kind else problem.storage.lost_seconds(durations[-1]))
         release.append(_release(plan.loads[index], count) if kind else 2 * count)
         first_call = plan.loads[index].first_call if kind else first_call
         first_calls.append(first_call)
         if first_call < count:
             needed[first_call] = position + 1
     order = [index if kind else -1 for _, kind, index in entries]
-    seconds = _call_seconds(problem, plan.rows, first_calls, durations)
+    seconds = call_seconds(problem, plan.rows, first_calls, lost)
     schedule = Schedule(seconds, needed, durations, release, order)
     return schedule, positions[0], positions[1]
 

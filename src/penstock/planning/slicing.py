@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 
 from penstock.errors import PlanError
 from penstock.planning.fields import Fields, as_integer
+from penstock.planning.joining import Join, join
 from penstock.planning.problem import Call, Problem, Weight
 
 SLICE_NBYTES = 1 << 20
@@ -84,9 +85,10 @@ def divide(problem: Problem, cuts: Sequence[Cut]) -> Divided:
     return Divided(replace(problem, weights=tuple(weights), calls=calls), tuple(slices), layers)
 
 
-def as_planned(problem: Problem, cuts: Sequence[Cut]) -> Problem:
-    """`problem` as a plan with `cuts` numbers its weights and calls."""
-    return divide(problem, cuts).problem if cuts else problem
+def as_planned(problem: Problem, joins: Sequence[Join], cuts: Sequence[Cut]) -> Problem:
+    """`problem` as a plan with `joins` and, of what they leave, `cuts` numbers its weights and calls."""
+    joined = join(problem, joins).problem
+    return divide(joined, cuts).problem if cuts else joined
 
 
 def finest_extent_nbytes(problem: Problem, weight: int) -> int:
@@ -131,6 +133,8 @@ def _slice_weight(problem: Problem, item: Slice, parts: range) -> Weight:
         name=f"{weight.name}[{item.begin}:{item.end}]",
         nbytes=nbytes,
         offset_in_block=(weight.offset_in_block + item.begin * row_nbytes) % problem.storage.block_nbytes,
+        file=None,
+        file_offset=0,
         requests=-(-weight.requests * nbytes // weight.nbytes),
         rows=1,
     )

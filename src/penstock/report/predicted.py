@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from penstock.planning import PassTimeline, Plan, Problem, Timeline, simulate
-from penstock.planning.simulate import extent_nbytes
+from penstock.planning.costs import extent_nbytes
 from penstock.planning.slicing import as_planned
 from penstock.report.predicted_memory import memory_moments
 from penstock.report.sizes import size_text
@@ -18,7 +18,7 @@ PASS_COUNT = 3
 def predicted_tracks(problem: Problem, plan: Plan, title: str, passes: int = PASS_COUNT) -> Tracks:
     """The first `passes` passes of a plan that `check` accepts for the problem, the first one cold."""
     timeline = simulate(problem, plan, passes)
-    problem = as_planned(problem, plan.cuts)
+    problem = as_planned(problem, plan.joins, plan.cuts)
     spans = [*_resident_spans(problem, plan, timeline)]
     ends = [0.0]
     for number, one in enumerate(timeline.passes):

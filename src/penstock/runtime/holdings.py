@@ -74,7 +74,8 @@ class Holdings:
                     self._pipeline.hold(load)
                 except PlaceTakenError:
                     missing = (*missing, load)
-                    self._map(bound.weight)
+                    for weight in bound.weights:
+                        self._map(weight)
                 else:
                     bound.bind()
                 taken += 1
@@ -99,20 +100,20 @@ class Holdings:
             pipeline.release(load, keep=load not in last_use)
 
     def _unbind(self, load: int) -> None:
-        """The weight of `load` becomes unreadable, unless a layer around this one has it from elsewhere."""
+        """The weights of `load` become unreadable, unless a layer around this one has them from elsewhere."""
         loads, held = self._loads, self._pipeline.held
-        if loads[load].data is None:
+        if not loads[load].data:
             return
-        weight = loads[load].weight
         for other in loads[load].others:
             if held[other]:
                 loads[other].bind()
                 return
-        mapped = self._mapped.get(weight)
-        if mapped is None:
-            weight.unbind()
-        else:
-            weight.bind(mapped)
+        for weight in loads[load].weights:
+            mapped = self._mapped.get(weight)
+            if mapped is None:
+                weight.unbind()
+            else:
+                weight.bind(mapped)
 
     # -- weights that are read without their layer --
 
@@ -127,7 +128,7 @@ class Holdings:
 
     def _take_early(self, weight: BoundWeight, coming: BoundCall) -> bool:
         """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
-        wanted = [load for load in coming.loads if self._loads[load].weight is weight]
+        wanted = [load for load in coming.loads if weight in self._loads[load].weights]
         if wanted:  # what ends with that layer's begin may lie in their place
             self._tide.turn(coming.ebbs)
         for taken, load in enumerate(wanted):
@@ -185,10 +186,11 @@ class Holdings:
         for load, planned in enumerate(self._planned):
             pipeline.held[load] = 0
             if not planned.is_ebb and not (planned.resident and pipeline.states[load] == READY):
-                self._loads[load].weight.unbind()
+                for weight in self._loads[load].weights:
+                    weight.unbind()
 
     def suspend(self) -> None:
         """Unbind everything, residents too."""
         self._unmap()
-        for weight in (*self._weights, *(load.weight for load in self._loads)):
+        for weight in (*self._weights, *(weight for load in self._loads for weight in load.weights)):
             weight.unbind()

@@ -42,7 +42,7 @@ class Installation:
         storage: Storage | None = None
         try:
             arena = device.allocate(plan.arena_nbytes)
-            divided = DividedModule.of(problem, plan.cuts, weights, modules, realign)
+            divided = DividedModule.of(problem, plan, weights, modules, realign)
             self.cold, self.warm = make_schedule(plan, divided, arena)
             storage = open_storage()
             staging = device.allocate(plan.staging_nbytes) if plan.staging_nbytes else None
@@ -60,7 +60,7 @@ class Installation:
 
     def record(self, events: EventLog | None) -> None:
         """Note from now on in `events` what happens to loads; if None, nowhere."""
-        names = [load.weight.name for load in self.cold.loads]
+        names = [load.name for load in self.cold.loads]
         self.pipeline.record(events, names + [LENT] * (len(self.cold.planned) - len(names)))
 
     def close(self) -> None:

@@ -54,6 +54,21 @@ def part_of(source: WeightSource, first_byte: int, nbytes: int) -> WeightSource:
     return WeightSource("uint8", (nbytes,), tuple(moved))
 
 
+def begin_of(source: WeightSource) -> int:
+    """Where in its file `source` begins, which is in one piece."""
+    return min(piece.file_offset for piece in source.pieces)
+
+
+def spanning(sources: Sequence[WeightSource]) -> WeightSource:
+    """All bytes from the begin of the first source to the end of the last, as bytes.
+
+    Each is in one piece of one file, and they are in its order.
+    """
+    begin, last = begin_of(sources[0]), sources[-1]
+    nbytes = begin_of(last) + last.nbytes - begin
+    return WeightSource("uint8", (nbytes,), (Piece(sources[0].pieces[0].file, begin, nbytes, 0),))
+
+
 def expected(loads: Sequence[PlannedLoad], order: Sequence[int]) -> list[Expected]:
     """Those of `order` that go through staging, as a queue wants them."""
     staged = ((index, loads[index].staging_offset) for index in order)

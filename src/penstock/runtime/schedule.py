@@ -18,21 +18,26 @@ Part = BoundWeight | WeightSlice
 
 @dataclass(frozen=True, slots=True)
 class BoundLoad:
-    """One load with the weight that it serves.
+    """One load with the weights that it serves: one, or those that are joined.
 
     Attributes:
-        data: the tensor over all of the weight's bytes; None where another load, too, is needed for it and has it.
+        data: the tensor over each weight's bytes; none where another load, too, is needed for them and has these.
         others: the loads with data of the weight's other stays.
     """
 
-    weight: Part
-    data: torch.Tensor | None
+    weights: tuple[Part, ...]
+    data: tuple[torch.Tensor, ...]
     others: tuple[int, ...]
 
+    @property
+    def name(self) -> str:
+        """Of the weight, or the first and the last one."""
+        return " .. ".join(dict.fromkeys((self.weights[0].name, self.weights[-1].name)))
+
     def bind(self) -> None:
-        """Let the weight be readable."""
-        if self.data is not None:
-            self.weight.bind(self.data)
+        """Let the weights be readable."""
+        for weight, data in zip(self.weights, self.data, strict=False):
+            weight.bind(data)
 
 
 @dataclass(frozen=True, slots=True)

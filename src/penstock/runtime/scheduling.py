@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from penstock.checkpoint import WeightSource
 from penstock.errors import PlanError
 from penstock.planning import Load, Plan, Problem
+from penstock.planning.joining import join
 from penstock.planning.plan import EAGER, LOCKSTEP, PLANNED, PRELOAD
-from penstock.planning.slicing import Cut, Divided, divide
+from penstock.planning.slicing import Divided, divide
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.devices.base import Arena, settled_offset
-from penstock.runtime.loads import PlannedLoad, part_of
+from penstock.runtime.loads import PlannedLoad, begin_of, part_of, spanning
 from penstock.runtime.pacing import Gates
 from penstock.runtime.schedule import BoundCall, BoundLoad, Part, Schedule, Site, SlicedLayer
 from penstock.runtime.slices import WeightSlice
@@ -24,13 +27,13 @@ class DividedModule:
     """A plan's problem, divided by the plan's cuts, and what stands for its numbers in a module.
 
     Attributes:
-        parts: for each weight of `divided.problem`.
+        parts: for each weight of `divided.problem`; several where they are joined, in their order in storage.
         modules: by path.
         moved: weights of `divided.problem` that are moved to an aligned address once they have arrived.
     """
 
     divided: Divided
-    parts: tuple[Part, ...]
+    parts: tuple[tuple[Part, ...], ...]
     modules: Mapping[str, nn.Module]
     moved: frozenset[int]
 
@@ -38,43 +41,44 @@ class DividedModule:
     def of(
         cls,
         problem: Problem,
-        cuts: Sequence[Cut],
+        plan: Plan,
         weights: Sequence[BoundWeight],
         modules: Mapping[str, nn.Module],
         moved: frozenset[int],
     ) -> DividedModule:
-        """The same for `problem`, of whose weights `moved` are moved."""
-        divided = divide(problem, cuts)
-        cut = {cut.weight for cut in cuts}
-        parts = tuple(
-            WeightSlice(weights[item.weight], item.begin, item.end) if item.weight in cut else weights[item.weight]
-            for item in divided.slices
-        )
-        # What is equal within rounding only need not lie as it did.
-        return cls(
-            divided,
-            parts,
-            modules,
-            frozenset(
-                index
-                for index, (item, part) in enumerate(zip(divided.slices, parts, strict=True))
-                if part.whole.must_move or (item.weight in moved and item.weight not in cut)
-            ),
-        )
+        """The same for `problem`, of whose weights `moved` are moved, as `plan` divides it."""
+        joined = join(problem, plan.joins)
+        divided = divide(joined.problem, plan.cuts)
+        cut = {cut.weight for cut in plan.cuts}
+        parts: list[tuple[Part, ...]] = []
+        all_moved = set()
+        for index, item in enumerate(divided.slices):
+            wholes = tuple(weights[member] for member in joined.members[item.weight])
+            is_cut = item.weight in cut  # what is equal within rounding only need not lie as it did
+            parts.append((WeightSlice(wholes[0], item.begin, item.end),) if is_cut else wholes)
+            is_moved = not moved.isdisjoint(joined.members[item.weight])
+            if wholes[0].must_move or (is_moved and not is_cut):
+                all_moved.add(index)
+        return cls(divided, tuple(parts), modules, frozenset(all_moved))
+
+    def source(self, weight: int) -> WeightSource:
+        """The bytes of a weight of `divided.problem`, as one."""
+        parts = self.parts[weight]
+        return parts[0].source if len(parts) == 1 else spanning([part.source for part in parts])
 
 
 def planned_loads(plan: Plan, module: DividedModule) -> tuple[PlannedLoad, ...]:
     """The plan's loads, then its residents, then its ebbs, as the pipeline executes them."""
     found = [_planned(plan, module, load) for load in plan.loads]
     for slot in plan.resident:
-        source = module.parts[slot.weight].source
+        source = module.source(slot.weight)
         extent = _extent(module, slot.offset, source.nbytes)
         found.append(PlannedLoad(source, slot.offset, *extent, slot.weight in module.moved, resident=True))
     return (*found, *(PlannedLoad.ebb(ebb.offset, ebb.nbytes) for ebb in plan.ebbs))
 
 
 def _planned(plan: Plan, module: DividedModule, load: Load) -> PlannedLoad:
-    source = module.parts[load.weight].source
+    source = module.source(load.weight)
     if load.nbytes < source.nbytes:
         source = part_of(source, load.first_byte, load.nbytes)
     offset, staging_offset = load.offset + load.first_byte, load.staging_offset + load.first_byte
@@ -114,12 +118,25 @@ def _bound_loads(plan: Plan, module: DividedModule, arena: Arena) -> tuple[Bound
             positions.setdefault(weight, []).append(position)
     bound = []
     for position, (weight, offset, has_data) in enumerate(places):
-        part, data = module.parts[weight], None
+        parts = module.parts[weight]
+        data: tuple[torch.Tensor, ...] = ()
         if has_data:
             settled = settled_offset(offset, realign=weight in module.moved)
-            data = part.laid_out(arena.tensor(settled, part.dtype, part.source.shape))
-        bound.append(BoundLoad(part, data, tuple(other for other in positions[weight] if other != position)))
+            begins = [settled + distance for distance in _distances(parts)]
+            data = tuple(
+                part.laid_out(arena.tensor(begin, part.dtype, part.source.shape))
+                for part, begin in zip(parts, begins, strict=True)
+            )
+        bound.append(BoundLoad(parts, data, tuple(other for other in positions[weight] if other != position)))
     return tuple(bound)
+
+
+def _distances(parts: Sequence[Part]) -> list[int]:
+    """How far from the first part's first byte each one's lies."""
+    if len(parts) == 1:
+        return [0]
+    begins = [begin_of(part.source) for part in parts]
+    return [begin - begins[0] for begin in begins]
 
 
 class _Binder:
@@ -234,7 +251,7 @@ def _sliced_layers(module: DividedModule, sites: Mapping[tuple[str, int | None],
             parts.setdefault(path, []).append(part)
     found = []
     for path, indices in parts.items():
-        slices = ((module.parts[part], sites.get((path, part))) for part in indices)
+        slices = ((module.parts[part][0], sites.get((path, part))) for part in indices)
         found.append(
             SlicedLayer(
                 module.modules[path],

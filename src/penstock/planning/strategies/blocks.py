@@ -15,9 +15,9 @@ from itertools import accumulate, pairwise
 import numpy as np
 import numpy.typing as npt
 
+from penstock.planning.costs import row_stalls
 from penstock.planning.lifetimes import Use
 from penstock.planning.problem import Problem
-from penstock.planning.simulate import row_stalls
 
 _Floats = npt.NDArray[np.float64]
 _MOST_CELLS = 1_000_000  # of the table that the search for cuts fills for each number of blocks

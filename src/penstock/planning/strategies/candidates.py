@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from penstock.planning.costs import row_stalls
 from penstock.planning.ebbs import EbbStay
 from penstock.planning.lifetimes import Use, list_uses
 from penstock.planning.problem import Problem
 from penstock.planning.ring import place_alternating, place_everywhere, release_moments, release_parts
-from penstock.planning.simulate import Clock, Schedule, row_stalls
+from penstock.planning.simulate import Clock, Schedule
 from penstock.planning.strategies.chunks import Chunk, split, whole
 from penstock.planning.strategies.ebbing import Ebbing
 from penstock.planning.strategies.fifo import Stream, estimate_seconds

@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 
 from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with, page_nbytes
+from penstock.planning.joining import Join, join
 from penstock.planning.plan import Plan
 from penstock.planning.problem import Problem
 from penstock.planning.slicing import Cut
 from penstock.planning.strategies.candidates import STORAGE_SLOWDOWN
 from penstock.planning.strategies.cutting import list_divisions
 from penstock.planning.strategies.fitting import Fitting
+from penstock.planning.strategies.grouping import list_joins
 
 _GOOD_ENOUGH = 1.01
 _WORTHWHILE = {"cut": 0.99, "ebb": 0.98}
@@ -56,10 +58,10 @@ class Optimal:
         bound = least_warm_seconds(problem)
         best: Plan | None = None
         work = 0
-        for cuts, fitting, call_count in self._variants(problem, bound):
+        for variant, fitting, call_count in self._variants(problem, bound):
             if best is not None and _is_enough(best.prediction.warm_seconds / (bound or 1.0), work):
                 break
-            plan = replace(fitting.plan(self.name), cuts=cuts)
+            plan = variant.of(fitting.plan(self.name))
             work += call_count
             if best is None or _is_better(plan, best):
                 best = plan
@@ -67,27 +69,47 @@ class Optimal:
 
     def _least(self, problem: Problem, bound: float) -> Plan:
         """A plan where there is room for nothing but what one call after another needs."""
-        cuts, divided = next(self._divisions(problem, bound))
+        division = next(self._divisions(problem, bound))
         level_nbytes = min(level_candidates(problem))
-        return replace(Fitting(divided, bound, level_nbytes, 0.0).least_plan(self.name), cuts=cuts)
+        return division.of(Fitting(division.problem, bound, level_nbytes, 0.0).least_plan(self.name))
 
-    def _variants(self, problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Fitting, int]]:
+    def _variants(self, problem: Problem, bound: float) -> Iterator[tuple[_Division, Fitting, int]]:
         """Ways to divide weights and memory that have a plan, the simplest first, with how long each is to solve."""
         goal = bound + self.steadiness * least_warm_seconds(_with_slow_storage(problem))
-        for levels in (_levels(problem)[:1], _levels(problem)[1:]):
-            for cuts, divided in self._divisions(problem, bound):
+        most, *smaller = _levels(problem)
+        divisions = list(self._divisions(problem, bound))
+        for levels in ((most,), smaller):
+            for division in divisions:
                 for level_nbytes in levels:
-                    fitting = Fitting(divided, goal, level_nbytes, self.steadiness)
+                    fitting = Fitting(division.problem, goal, level_nbytes, self.steadiness)
                     if fitting.is_feasible:
-                        yield cuts, fitting, len(divided.calls)
+                        yield division, fitting, len(division.problem.calls)
 
-    def _divisions(self, problem: Problem, bound: float) -> Iterator[tuple[tuple[Cut, ...], Problem]]:
-        """Ways to divide the weights in which they fit: not at all, if so, and in slices, if they may be."""
-        if needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes:
-            yield (), problem
+    def _divisions(self, problem: Problem, bound: float) -> Iterator[_Division]:
+        """Ways to divide the weights in which they fit: small ones joined, none at all, and, if they may be, slices."""
+        is_feasible = needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes
+        for joins in list_joins(problem) if is_feasible else ():
+            joined = join(problem, joins).problem
+            if needed_with(joined, joined.extent_nbytes) <= problem.budget_nbytes:
+                yield _Division(joined, joins)
+        if is_feasible:
+            yield _Division(problem)
         if not self.exact:
             for cuts, divided in list_divisions(problem, bound):
-                yield cuts, divided.problem
+                yield _Division(divided.problem, cuts=cuts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """One way to divide weights, and the problem that it makes."""
+
+    problem: Problem
+    joins: tuple[Join, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+
+    def of(self, plan: Plan) -> Plan:
+        """`plan`, which is for `problem`, as one for the problem that is divided so."""
+        return replace(plan, joins=self.joins, cuts=self.cuts)
 
 
 def _is_enough(ratio: float, work: int) -> bool:
