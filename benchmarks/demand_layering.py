@@ -5,8 +5,10 @@ chosen for that. Then budgets are tried in descending order. Both models are in 
 the same speed each time, and take turns; the number is the median of the ratios of neighbours. The smallest budget
 within a limit is run once more by itself, capped at the budget in a memory cgroup.
 
-Two amounts of memory are told: the *weights' part*, which is arena, staging memory and I/O buffers, what Ji et al.
-("Demand Layering", RTSS 2022) count; and *all of it*, the budget, which holds activations and workspace, too.
+The shares of the weights that are tried include those of SwapNet's demands (2.32 to 5.81 times the budget) and of
+Demand Layering's claim (11.6 %). Two amounts of memory are told: the *weights' part*, which is arena, staging memory
+and I/O buffers, what Ji et al. ("Demand Layering", RTSS 2022) count; and *all of it*, the budget, which holds
+activations and workspace, too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from penstock.footprint import retain_little, return_free_memory
 from penstock.profile import margin_nbytes
 
 MODELS = "resnet152,vgg16,densenet201,cspdarknet53,vit-large"
-SHARES = "50,35,25,18,14,11.6,9,7,5,3.5,2.5,1.8"
+SHARES = "50,43.1,30,17.2,11.6,7,5,3.5,2.5,1.8"
 MARGINS = "1,4"
 LIMITS = (0.01, 0.05)
 MOST_INPUTS = 64

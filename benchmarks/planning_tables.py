@@ -48,25 +48,26 @@ def prediction_table(results: Results) -> str:
     for cell in cells:
         groups.setdefault(f"`{cell['strategy']}`", []).append(cell)
     rows = [[title, *_errors(some)] for title, some in groups.items()]
-    head = ["", "configurations", "median error", "95th percentile", "worst", "machine moved"]
+    head = ["", "configurations", "median error", "95th percentile", "worst", "machine moved", "median alongside"]
     lines = [table(head, rows, left=1)]
-    errors = absolute_errors(cells)
+    errors, alongside = absolute_errors(cells, "error"), absolute_errors(cells, "alongside_error")
     if errors:
         lines.append(
             f"Absolute error over {len(errors)} configurations: **{percent(statistics.median(errors))}** in the median "
             f"(target ≤ {percent(ERROR_TARGET)}), **{percent(percentile(errors, 0.95))}** at the 95th percentile "
-            f"(≤ {percent(TAIL_TARGET)})."
+            f"(≤ {percent(TAIL_TARGET)}). With computing as fast as the resident model's alongside: "
+            f"{percent(statistics.median(alongside))} and {percent(percentile(alongside, 0.95))}."
         )
         lines.append(f"![By how much predictions are off, a point for each configuration]({PREDICTION_FIGURE})")
     return "\n\n".join([*lines, provenance(results)])
 
 
 def _errors(cells: Sequence[Cell]) -> list[str]:
-    errors = absolute_errors(cells)
+    errors, alongside = absolute_errors(cells, "error"), absolute_errors(cells, "alongside_error")
     if not errors:
         return ["0"]
     moved = statistics.median(abs(cell["machine_moved"]) for cell in cells if cell["status"] == "ok")
-    numbers = (statistics.median(errors), percentile(errors, 0.95), errors[-1], moved)
+    numbers = (statistics.median(errors), percentile(errors, 0.95), errors[-1], moved, statistics.median(alongside))
     return [str(len(errors)), *map(percent, numbers)]
 
 

@@ -3,7 +3,8 @@
 A model's *profile* is how long each of its layers computes, as the product itself timed it once. The prediction of a
 configuration is its plan, simulated with the profile's times and with the storage bandwidth that was measured
 alongside, in the stream's own memory; nothing of the configuration's own passes goes into it. The resident model runs
-in between: by how much its latency has moved since the profile was taken is how much of an error is the machine's.
+in between: by how much its latency has moved since the profile was taken is how much of an error is the machine's. The
+error *alongside* is that of the same prediction with all times of the profile moved by as much.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from penstock.errors import BudgetInfeasibleError, PenstockError
 from penstock.planning.simulate import predict
 from penstock.planning.strategies.registry import names
 
-LEAD_PASSES, TIMED_PASSES = 2, 4
+LEAD_PASSES, TIMED_PASSES, RESIDENT_PASSES = 2, 4, 3
 TURNS = 2
 BUDGETS, PROFILE_BUDGET = "25,45,70", 50
 PROFILE_PASSES = 5
@@ -147,10 +148,13 @@ def _configuration(session: Session, model: Model, profile: Profile, resident: S
         rates.append(session.bandwidth()["bytes_per_second"] or probe.measure())
         samples += session.burst(LEAD_PASSES, TIMED_PASSES)["samples"]
         rates.append(session.bandwidth()["bytes_per_second"] or probe.measure())
-        base.append(resident.run(lead=1)["seconds"])
+        base += [sample["seconds"] for sample in resident.burst(lead=1, timed=RESIDENT_PASSES)["samples"]]
     rate = statistics.median(rates)
     found = session.installation()
     told = predict(recast(found.problem, rate, call_seconds=profile.call_seconds), found.plan)
+    moved = statistics.median(base) / profile.resident_seconds
+    times = [moved * seconds for seconds in profile.call_seconds]
+    alongside = predict(recast(found.problem, rate, call_seconds=times), found.plan)
     measured_seconds = statistics.median(sample["seconds"] for sample in samples)
     return {
         "budget_nbytes": found.plan.budget_nbytes,
@@ -161,7 +165,8 @@ def _configuration(session: Session, model: Model, profile: Profile, resident: S
         "stall_seconds": statistics.median(sample["stall_seconds"] for sample in samples),
         "predicted_stall_seconds": told.stall_seconds,
         "bytes_per_second": rate,
-        "machine_moved": statistics.median(base) / profile.resident_seconds - 1,
+        "machine_moved": moved - 1,
+        "alongside_error": alongside.warm_seconds / measured_seconds - 1,
         "seconds": [sample["seconds"] for sample in samples],
         "bandwidths": rates,
     }
@@ -169,7 +174,7 @@ def _configuration(session: Session, model: Model, profile: Profile, resident: S
 
 def describe(model: Model, cells: Sequence[dict[str, Any]]) -> str:
     """One line about a model."""
-    errors = absolute_errors(cells)
+    errors = absolute_errors(cells, "error")
     if not errors:
         return f"{model.title}: nothing could run"
     return (

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +26,7 @@ from penstock.planning.strategies.registry import get, names
 
 TURN = Turn(lead=2, timed=3)
 REPEATS = 9
-BUDGETS, DEMANDS = "10,20,30,50", "2.3,5.8"
+BUDGETS = "10,20,30,50"
 QUICK_MODELS, QUICK_BUDGETS = "resnet152,vit-large,bert-large", "20,50"
 REFERENCE = get("auto").name
 SOLVERS = {"flashmem": "ortools"}
@@ -41,22 +40,9 @@ MEMORY_SHARE = 0.6
 _DEFAULT_OUT = results.FOLDER / "strategies.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """A budget as a share of a model's weights; `demand`: how many times as much they are, where that is asked."""
-
-    percent: float
-    demand: float | None = None
-
-    def nbytes(self, weights_nbytes: int) -> int:
-        """The budget in bytes."""
-        return int(weights_nbytes * self.percent / 100)
-
-
 def main(
     models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(MODELS),
     budgets: Annotated[str, typer.Option(help="Per cent of the weights.")] = BUDGETS,
-    demands: Annotated[str, typer.Option(help="Budgets of which the weights are so many times as much.")] = DEMANDS,
     strategies: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(names()),
     repeats: Annotated[int, typer.Option(min=1, help=f"Passes of each arm; {REPEATS} for results.")] = REPEATS,
     out: Annotated[Path, typer.Option(help="The results file.")] = _DEFAULT_OUT,
@@ -66,9 +52,9 @@ def main(
 ) -> None:
     """Measure every strategy."""
     if quick:
-        models, budgets, demands, repeats = QUICK_MODELS, QUICK_BUDGETS, "", TURN.timed
+        models, budgets, repeats = QUICK_MODELS, QUICK_BUDGETS, TURN.timed
     chosen = [find(name, tiny=tiny) for name in models.split(",")]
-    sizes = list_sizes(budgets, demands)
+    percents = sorted((float(part) for part in budgets.split(",")), reverse=True)
     settings = {"repeats": -(-repeats // TURN.timed) * TURN.timed, "reference": REFERENCE, "tiny": tiny}
     everything: dict[str, Any] = {**results.envelope("strategies", settings), "cells": []}
     if resume:
@@ -76,30 +62,23 @@ def main(
     prepare_all(chosen, [])
     for model in chosen:
         done = {(cell["model"], cell["budget_percent"]) for cell in everything["cells"]}
-        missing = [size for size in sizes if (model.name, size.percent) not in done]
+        missing = [percent for percent in percents if (model.name, percent) not in done]
         for cell in measure_model(model, missing, strategies.split(","), repeats):
             everything["cells"].append(cell)
             results.write(out, everything)
     say(f"wrote {out}")
 
 
-def list_sizes(budgets: str, demands: str) -> list[Size]:
-    """The budgets named in per cent and as demands, the largest first."""
-    sizes = [Size(float(part)) for part in budgets.split(",") if part]
-    sizes += [Size(100 / float(part), float(part)) for part in demands.split(",") if part]
-    return sorted(sizes, key=lambda size: -size.percent)
-
-
-def measure_model(model: Model, sizes: Sequence[Size], strategies: Sequence[str], repeats: int) -> Iterator[Record]:
-    """The cells of one model. What was too large for a budget is not tried in a smaller one."""
-    if not sizes:
+def measure_model(model: Model, percents: Sequence[float], strategies: Sequence[str], repeats: int) -> Iterator[Record]:
+    """The cells of one model, the largest budget first. What was too large for one is not tried in a smaller one."""
+    if not percents:
         return
     weights_nbytes = model.weights_nbytes()
     known = {name: reason for name in strategies if (reason := lacking(name)) is not None}
     with open_resident(model) as resident:
-        for size in sizes:
+        for percent in percents:
             began = time.monotonic()
-            budget_nbytes = size.nbytes(weights_nbytes)
+            budget_nbytes = int(weights_nbytes * percent / 100)
             wanted = [name for name in strategies if name not in known]
             base, measured = measure_cell(model, budget_nbytes, wanted, resident, repeats)
             known |= {name: record for name, record in measured.items() if record["status"] == "infeasible"}
@@ -107,8 +86,7 @@ def measure_model(model: Model, sizes: Sequence[Size], strategies: Sequence[str]
                 "model": model.name,
                 "title": model.title,
                 "weights_nbytes": weights_nbytes,
-                "budget_percent": size.percent,
-                "demand": size.demand,
+                "budget_percent": percent,
                 "budget_nbytes": budget_nbytes,
                 "resident_seconds": base,
                 "strategies": {name: {**measured, **known}[name] for name in strategies},

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def absolute_errors(cells: Sequence[dict[str, Any]]) -> list[float]:
-    """By how much predictions are off, as shares of what was measured, ascending."""
-    return sorted(abs(cell["error"]) for cell in cells if cell["status"] == "ok")
+def absolute_errors(cells: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """By how much predictions are off, as shares of what was measured, ascending; `name` says which error."""
+    return sorted(abs(cell[name]) for cell in cells if cell["status"] == "ok")
 
 
 def percentile(ascending: Sequence[float], share: float) -> float:
