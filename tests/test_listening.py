@@ -60,6 +60,13 @@ def test_times_that_are_hardly_shorter_leave_the_trace_and_so_its_plan_as_they_a
     assert clock.timed(known, 0.0) == known
 
 
+def test_a_pass_that_lost_much_corrects_no_other(passes: list[float]) -> None:
+    known = trace(4.0, 5.0)
+    clock = Clock(frozenset("01"), lambda: 0.0)
+    run(clock, passes, 4.0, 5.0)
+    assert clock.timed(known, 3.0) == known
+
+
 def test_a_pass_of_other_calls_tells_nothing(passes: list[float]) -> None:
     clock = Clock(frozenset("01"), lambda: 0.0)
     run(clock, passes, 1.0)

@@ -19,6 +19,9 @@ NOTICEABLE = 0.95
 LEAST_SHARE = 0.5
 """Of a measured time, however much is said to be lost."""
 
+MOST_LOST = 0.1
+"""What a pass lost is told by a model, not measured. One that lost more than this part of it does not correct another."""
+
 
 class Clock:
     """Times the layer calls of a pass whose reads are known already; far lighter than recording it."""
@@ -57,6 +60,8 @@ class Clock:
         if (total := sum(seconds)) > 0:
             share = max(1 - lost_seconds / total, LEAST_SHARE)
             seconds = [share * value for value in seconds]
+        if trace.is_timed and lost_seconds > MOST_LOST * total:
+            return trace
         if trace.is_timed:
             shortest = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
             if (total := sum(seconds)) > NOTICEABLE * sum(call.seconds for call in trace.calls):
