@@ -20,7 +20,7 @@ LEAST_SHARE = 0.5
 """Of a measured time, however much is said to be lost."""
 
 MOST_LOST = 0.1
-"""What a pass lost is told by a model, not measured. One that lost more than this part of it does not correct another."""
+"""What a pass lost is estimated, not measured. One that lost more than this part of it does not correct another."""
 
 
 class Clock:
@@ -57,16 +57,17 @@ class Clock:
             max(end - began - (stall_end - stalled), 0.0)
             for (_, began, stalled), (end, stall_end) in zip(self._begun, ends, strict=True)
         ]
-        if (total := sum(seconds)) > 0:
-            share = max(1 - lost_seconds / total, LEAST_SHARE)
+        if (measured_seconds := sum(seconds)) > 0:
+            share = max(1 - lost_seconds / measured_seconds, LEAST_SHARE)
             seconds = [share * value for value in seconds]
-        if trace.is_timed and lost_seconds > MOST_LOST * total:
-            return trace
         if trace.is_timed:
-            shortest = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
-            if (total := sum(seconds)) > NOTICEABLE * sum(call.seconds for call in trace.calls):
+            if lost_seconds > MOST_LOST * measured_seconds:
                 return trace
-            seconds = [value * total / (sum(shortest) or 1.0) for value in shortest]
+            shortest = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
+            if sum(seconds) > NOTICEABLE * sum(call.seconds for call in trace.calls):
+                return trace
+            if sum(shortest) > 0:
+                seconds = [value * sum(seconds) / sum(shortest) for value in shortest]
         calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
         return replace(trace, calls=calls, is_timed=True)
 

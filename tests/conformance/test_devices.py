@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from penstock.checkpoint import FileIdentity, WeightSource
+from penstock.errors import StorageError
 from penstock.runtime.devices.base import Arena, Completion, Device, TransferQueue
 from penstock.runtime.devices.cpu import CpuDevice
 from penstock.runtime.storage import FileStorage, Storage
 
 from ..adversary import AdversarialDevice  # noqa: TID252
-from .device import BLOCK, NBYTES, DeviceConformance, Reports, piece_source
+from .device import BLOCK, NBYTES, DeviceConformance, FailingStorage, Reports, piece_source
 
 
 class _MeetingStorage(FileStorage):
@@ -49,6 +50,23 @@ class TestCpuDevice(DeviceConformance):
         assert set(reports.errors.values()) == {None}
         assert sorted(storage.begun[:2]) == [0, 16 * BLOCK]
         assert bytes(arena.tensor(0, torch.uint8, (NBYTES,)).tolist()) == content
+        arena.close()
+
+    def test_a_transfer_of_which_several_reads_fail_is_reported_once_and_spares_the_others(
+        self, tmp_path: Path, content: bytes
+    ) -> None:
+        reports = Reports()
+        device, storage = CpuDevice(), FailingStorage([FileIdentity.of(tmp_path / "weights")])
+        arena = device.allocate(NBYTES)
+        queue = device.open_queue(arena, storage, reports, threads=2, read_nbytes=16 * BLOCK)
+        queue.submit(0, piece_source(NBYTES // 4, NBYTES // 2), NBYTES // 4)
+        queue.submit(1, piece_source(0, NBYTES // 4), 0)
+        reports.wait_for(2)
+        queue.close()
+        assert reports.count == 2
+        assert isinstance(reports.errors[0], StorageError)
+        assert reports.errors[1] is None
+        assert bytes(arena.tensor(0, torch.uint8, (NBYTES // 4,)).tolist()) == content[: NBYTES // 4]
         arena.close()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from penstock.planning import Call, Problem, Reserve, Storage, Weight, check
 from penstock.planning.bounds import least_cold_seconds, least_warm_seconds
+from penstock.planning.joining import JOIN_NBYTES, Join, join, joinable
 from penstock.planning.strategies.optimal import Optimal
 
 from .tiny_oracle import best_buffered, best_placed
@@ -17,14 +19,16 @@ ROUNDING = 1 + 1e-9
 
 
 @st.composite
-def tiny_problems(draw: st.DrawFn, *, sliceable: bool) -> Problem:
+def tiny_problems(draw: st.DrawFn, *, sliceable: bool, in_one_file: bool = False) -> Problem:
     """Two to five weights of one to three blocks, leaf calls, any budget; times are short binary fractions."""
     block = draw(st.sampled_from([512, 1 << 20]))  # of a megabyte, loads may come in parts
     weights = []
     for index in range(draw(st.integers(2, 4 if sliceable else 5))):
         blocks = draw(st.integers(1, 3))
         rows = blocks if sliceable and draw(st.booleans()) else 1
-        weights.append(Weight(f"w{index}", blocks * block, requests=draw(st.integers(0, 2)), rows=rows))
+        weight = Weight(f"w{index}", blocks * block, requests=draw(st.integers(0, 2)), rows=rows)
+        begin = sum(before.nbytes for before in weights)
+        weights.append(replace(weight, file=0, file_offset=begin) if in_one_file else weight)
     reads = draw(_reads(weights))
     calls = [
         Call(
@@ -81,6 +85,22 @@ def test_not_even_a_perfect_buffer_beats_the_bounds(problem: Problem) -> None:
     best = best_buffered(problem)
     assert least_warm_seconds(problem) <= best.warm_seconds * ROUNDING
     assert least_cold_seconds(problem) <= best.cold_seconds * ROUNDING
+
+
+@given(tiny_problems(sliceable=False, in_one_file=True))
+@settings(max_examples=150, deadline=None)
+def test_not_even_a_perfect_buffer_for_joined_weights_beats_the_bounds(problem: Problem) -> None:
+    may_join = joinable(problem)
+    for count in (1, 2, 3):
+        for first in range(len(problem.weights) - count + 1):
+            members = tuple(range(first, first + count))
+            nbytes = sum(problem.weights[weight].nbytes for weight in members)
+            if not may_join.issuperset(members) or nbytes > JOIN_NBYTES:
+                continue
+            joined = join(problem, [Join(members)] if count > 1 else []).problem
+            best = best_buffered(joined)
+            assert least_warm_seconds(problem) <= best.warm_seconds * ROUNDING
+            assert least_cold_seconds(problem) <= best.cold_seconds * ROUNDING
 
 
 @given(tiny_problems(sliceable=False))

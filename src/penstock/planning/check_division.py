@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import NoReturn
 
@@ -34,7 +35,7 @@ def _check_joins(problem: Problem, plan: Plan) -> None:
     if len(set(named)) != len(named):
         _refuse("a weight is in two joins")
     for item in plan.joins:
-        if len(item.weights) < 2 or not all(0 <= weight < len(problem.weights) for weight in item.weights):
+        if not 2 <= len(item.weights) <= 8 or not all(0 <= weight < len(problem.weights) for weight in item.weights):
             _refuse(f"the plan joins weights {item.weights} of {len(problem.weights)}")
         for before, after in pairwise(problem.weights[weight] for weight in item.weights):
             if before.file is None or before.file != after.file:
@@ -60,12 +61,20 @@ def _check_joined(problem: Problem, plan: Plan, joined: Problem) -> None:
         _refuse("the joined weights are not all of the weights")
     for item, members in zip(joined.weights, parts, strict=True):
         first, last = problem.weights[members[0]], problem.weights[members[-1]]
-        whole_nbytes = last.file_offset + last.nbytes - first.file_offset if len(members) > 1 else first.nbytes
-        if (item.nbytes, item.offset_in_block) != (whole_nbytes, first.offset_in_block):
+        if len(members) == 1:
+            if item != first:
+                _refuse(f"{first.name}, which is not joined, changes")
+            continue
+        whole_nbytes = last.file_offset + last.nbytes - first.file_offset
+        if (item.nbytes, item.offset_in_block, item.is_joined) != (whole_nbytes, first.offset_in_block, True):
             _refuse(f"{item.name} is not the bytes of all that is joined in it")
+        if item.rows != 1 or item.rows_only or item.is_moved:
+            _refuse(f"{item.name} is joined, but cut, moved or read by rows")
     for call, before in zip(joined.calls, problem.calls, strict=True):
         if {parts[weight] for weight in call.reads} != {join_of.get(weight, (weight,)) for weight in before.reads}:
             _refuse(f"{call.name} does not read what is joined with its weights")
+        if replace(call, reads=before.reads) != before:
+            _refuse(f"{call.name}, whose weights are joined, changes")
 
 
 def _check_cuts(problem: Problem, plan: Plan) -> None:

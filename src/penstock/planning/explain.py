@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from penstock.budget import format_size
+from penstock.planning.joining import JOINER
 from penstock.planning.memory import memory_over_time, peak_call
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def _sliced_layers(plan: Plan) -> list[str]:
 def _group(plan: Plan, title: str, weights: Iterable[int]) -> str:
     sizes = dict(enumerate(plan.weight_nbytes))
     group = sorted(weights, key=lambda weight: -sizes.get(weight, 0))
-    text = f"  {title:<18}{len(group)} weights, {format_size(sum(sizes.get(weight, 0) for weight in group))}"
+    count = sum(len(plan.weight_names[weight].split(JOINER)) for weight in group)
+    text = f"  {title:<18}{count} weights, {format_size(sum(sizes.get(weight, 0) for weight in group))}"
     if group:
         largest = (f"{plan.weight_names[weight]} {format_size(sizes.get(weight, 0))}" for weight in group[:_LARGEST])
         text += f"; largest: {', '.join(largest)}"

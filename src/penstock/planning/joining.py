@@ -17,8 +17,11 @@ from penstock.errors import PlanError
 from penstock.planning.fields import Fields, as_integer
 from penstock.planning.problem import Problem, Weight
 
-JOIN_NBYTES = 4 << 20
-"""A join takes no more of storage: one read fetches that much, and more would only wait for one another."""
+JOIN_NBYTES = (4 << 20) - (8 << 10)
+"""A join is no longer: with the rest of the blocks at its ends, one read fetches that much."""
+
+JOINER = " + "
+"""Between the names of what is joined."""
 
 MOST_MEMBERS = 8
 """A join has no more weights: all of them become readable with each of their layers."""
@@ -73,7 +76,7 @@ def join(problem: Problem, joins: Sequence[Join]) -> Joined:
     may_join = joinable(problem)
     join_of: dict[int, Join] = {}
     for item in joins:
-        is_sound = len(item.weights) > 1 and may_join.issuperset(item.weights)
+        is_sound = 1 < len(item.weights) <= MOST_MEMBERS and may_join.issuperset(item.weights)
         if not is_sound or not join_of.keys().isdisjoint(item.weights):
             raise PlanError(f"weights {item.weights} cannot be joined: make the plan again")
         join_of.update(dict.fromkeys(item.weights, item))
@@ -103,7 +106,7 @@ def _joined_weight(weights: Sequence[Weight]) -> Weight:
         raise PlanError(f"{first.name} to {last.name} are {nbytes} bytes, too many to join: make the plan again")
     return replace(
         first,
-        name=f"{first.name} .. {last.name}",
+        name=JOINER.join(weight.name for weight in weights),
         nbytes=nbytes,
         requests=max(weight.requests for weight in weights),
         rows=1,

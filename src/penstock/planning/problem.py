@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+from penstock.errors import PlanError
 from penstock.planning.fields import MAX_ITEMS, Fields, as_integer, parse_object
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 from penstock.planning.problem_checks import check_problem
@@ -216,8 +217,9 @@ def _read_weight(value: object, path: str) -> Weight:
         is_moved=fields.flag("is_moved"),
         file=fields.optional_integer("file", 0),
         file_offset=fields.integer("file_offset", 0),
-        is_joined=fields.flag("is_joined"),
     )
+    if fields.flag("is_joined"):
+        raise PlanError(f"{path}.is_joined is set: give each weight by itself")
     fields.finish()
     return weight
 

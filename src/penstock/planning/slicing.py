@@ -31,7 +31,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows `begin` to `end` (excluded) of weight `weight` of the undivided problem: all of them where it is whole."""
+    """Rows `begin` to `end` (excluded) of weight `weight` of the problem that is divided: all where it is whole."""
 
     weight: int
     begin: int

@@ -127,8 +127,11 @@ class Holdings:
         self._map(weight)
 
     def _take_early(self, weight: BoundWeight, coming: BoundCall) -> bool:
-        """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early."""
-        wanted = [load for load in coming.loads if weight in self._loads[load].weights]
+        """A parent asks for a weight of the very next layer (its dtype, mostly): it is bound a moment early.
+
+        Not one that is joined: others come with it, which may be other layers', and go with this one.
+        """
+        wanted = [load for load in coming.loads if self._loads[load].weights == (weight,)]
         if wanted:  # what ends with that layer's begin may lie in their place
             self._tide.turn(coming.ebbs)
         for taken, load in enumerate(wanted):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from penstock.planning.joining import JOINER
 from penstock.runtime.binding import BoundWeight
 from penstock.runtime.loads import PlannedLoad
 from penstock.runtime.pacing import Gates
@@ -31,8 +32,8 @@ class BoundLoad:
 
     @property
     def name(self) -> str:
-        """Of the weight, or the first and the last one."""
-        return " .. ".join(dict.fromkeys((self.weights[0].name, self.weights[-1].name)))
+        """Of the weight, or of all."""
+        return JOINER.join(weight.name for weight in self.weights)
 
     def bind(self) -> None:
         """Let the weights be readable."""

@@ -57,7 +57,9 @@ class DividedModule:
             is_cut = item.weight in cut  # what is equal within rounding only need not lie as it did
             parts.append((WeightSlice(wholes[0], item.begin, item.end),) if is_cut else wholes)
             is_moved = not moved.isdisjoint(joined.members[item.weight])
-            if wholes[0].must_move or (is_moved and not is_cut):
+            if any(whole.must_move for whole in wholes) or (is_moved and not is_cut):
+                if len(wholes) > 1:
+                    raise PlanError(f"{wholes[0].name} is moved once it is there, and joined with others: plan again")
                 all_moved.add(index)
         return cls(divided, tuple(parts), modules, frozenset(all_moved))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
-from penstock.planning.joining import MOST_MEMBERS, Join, joinable
-from penstock.planning.problem import Problem
+from penstock.planning.joining import JOIN_NBYTES, MOST_MEMBERS, Join, joinable
+from penstock.planning.problem import Call, Problem
 
-_SIZES_NBYTES = (4 << 20, 2 << 20)
+_SIZES_NBYTES = (JOIN_NBYTES, JOIN_NBYTES // 2)
 """Of a join at most. Larger ones save more loads, and take more space while one of their layers computes."""
 _LEAST_FILLED = 0.9  # of what a join reads, what is not read in vain
 
@@ -24,26 +25,33 @@ def list_joins(problem: Problem) -> Iterator[tuple[Join, ...]]:
 
 
 def _runs(problem: Problem) -> Iterator[list[tuple[int, ...]]]:
-    """What successive calls read, call by call, as long as all of that may be joined and no call goes on around it.
+    """What successive calls read, call by call, as long as all of that may be joined.
 
-    Tiny weights do not count: they stay, if anything does.
+    No call begins or ends around some of them only: then stays nest as calls do, with joins, too. Tiny weights do not
+    count: they stay, if anything does.
     """
     may_join = joinable(problem)
     run: list[tuple[int, ...]] = []
+    around: list[int] = []  # the last call of each call that goes on
     for index, call in enumerate(problem.calls):
-        read = tuple(
-            weight
-            for weight in call.reads
-            if problem.weights[weight].nbytes > problem.tiny_nbytes and not problem.weights[weight].rows_only
-        )
-        if call.last == index and may_join.issuperset(read):
-            if read:
-                run.append(read)
-        elif run:
+        is_outside = bool(around) and around[-1] < index
+        while around and around[-1] < index:
+            around.pop()
+        read = _read_whole(problem, call)
+        if run and (is_outside or call.last > index or not may_join.issuperset(read)):
             yield run
             run = []
+        if call.last > index:
+            around.append(call.last)
+        elif read and may_join.issuperset(read):
+            run.append(read)
     if run:
         yield run
+
+
+def _read_whole(problem: Problem, call: Call) -> tuple[int, ...]:
+    weights = ((weight, problem.weights[weight]) for weight in call.reads)
+    return tuple(index for index, weight in weights if weight.nbytes > problem.tiny_nbytes and not weight.rows_only)
 
 
 def _join_run(problem: Problem, run: Sequence[tuple[int, ...]], limit_nbytes: int) -> Iterator[Join]:
@@ -68,11 +76,12 @@ def _in_order(problem: Problem, members: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_close(problem: Problem, members: Sequence[int], limit_nbytes: int) -> bool:
     """Whether `members`, in order of place, lie close together in one file and are few and small enough."""
-    first, last = problem.weights[members[0]], problem.weights[members[-1]]
-    reach_nbytes = last.file_offset + last.nbytes - first.file_offset
-    filled_nbytes = sum(problem.weights[weight].nbytes for weight in members)
+    weights = [problem.weights[weight] for weight in members]
+    reach_nbytes = weights[-1].file_offset + weights[-1].nbytes - weights[0].file_offset
     return (
         len(members) <= MOST_MEMBERS
-        and len({problem.weights[weight].file for weight in members}) == 1
-        and _LEAST_FILLED * reach_nbytes <= filled_nbytes <= reach_nbytes <= limit_nbytes
+        and len({weight.file for weight in weights}) == 1
+        and all(one.file_offset + one.nbytes <= other.file_offset for one, other in pairwise(weights))
+        and _LEAST_FILLED * reach_nbytes <= sum(weight.nbytes for weight in weights)
+        and reach_nbytes <= limit_nbytes
     )

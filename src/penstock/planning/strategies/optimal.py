@@ -28,9 +28,9 @@ _WORTHWHILE = {"cut": 0.99, "ebb": 0.98}
 """Cuts change last bits and ebbs cost page faults in every pass: what they save has to be worth that."""
 _LEVELS_TRIED, _SAVING = 4, 16
 """Levels of activations, and which part of the arena one has to save."""
-_WORK, _FAR, _MORE = 600, 1.05, 4
-"""Calls of all problems that are solved for one plan, which takes about half a second; so many times as many as long as
-the best is further from the bound."""
+_WORK, _FAR, _MORE = 300, 1.03, 4
+"""Calls of all problems that are solved for one plan, some 0.2 s; so many times as many as long as the best is further
+from the bound."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Optimal:
 
     def _least(self, problem: Problem, bound: float) -> Plan:
         """A plan where there is room for nothing but what one call after another needs."""
-        division = next(self._divisions(problem, bound))
+        division = next(division for division in self._divisions(problem, bound) if not division.joins)
         level_nbytes = min(level_candidates(problem))
         return division.of(Fitting(division.problem, bound, level_nbytes, 0.0).least_plan(self.name))
 
     def _variants(self, problem: Problem, bound: float) -> Iterator[tuple[_Division, Fitting, int]]:
-        """Ways to divide weights and memory that have a plan, the simplest first, with how long each is to solve."""
+        """Ways to divide weights and memory that have a plan, the likeliest first, with how long each is to solve."""
         goal = bound + self.steadiness * least_warm_seconds(_with_slow_storage(problem))
         most, *smaller = _levels(problem)
         divisions = list(self._divisions(problem, bound))
@@ -86,14 +86,13 @@ class Optimal:
                         yield division, fitting, len(division.problem.calls)
 
     def _divisions(self, problem: Problem, bound: float) -> Iterator[_Division]:
-        """Ways to divide the weights in which they fit: small ones joined, none at all, and, if they may be, slices."""
-        is_feasible = needed_with(problem, problem.extent_nbytes) <= problem.budget_nbytes
-        for joins in list_joins(problem) if is_feasible else ():
-            joined = join(problem, joins).problem
-            if needed_with(joined, joined.extent_nbytes) <= problem.budget_nbytes:
-                yield _Division(joined, joins)
-        if is_feasible:
-            yield _Division(problem)
+        """Ways to divide the weights in which they fit: large joins, none, small joins, and slices if they may be."""
+        plain = _Division(problem)
+        if plain.has_room:
+            found = () if _all_fits(problem) else list_joins(problem)
+            joined = [_Division(join(problem, joins).problem, joins) for joins in found]
+            joined = [division for division in joined if division.has_room]
+            yield from (*joined[:1], plain, *joined[1:])
         if not self.exact:
             for cuts, divided in list_divisions(problem, bound):
                 yield _Division(divided.problem, cuts=cuts)
@@ -107,9 +106,21 @@ class _Division:
     joins: tuple[Join, ...] = ()
     cuts: tuple[Cut, ...] = ()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether what one moment needs of the weights fits."""
+        return needed_with(self.problem, self.problem.extent_nbytes) <= self.problem.budget_nbytes
+
     def of(self, plan: Plan) -> Plan:
         """`plan`, which is for `problem`, as one for the problem that is divided so."""
         return replace(plan, joins=self.joins, cuts=self.cuts)
+
+
+def _all_fits(problem: Problem) -> bool:
+    """Whether nothing has to stream: then nothing is read together with what lies between."""
+    read = {weight for call in problem.calls for weight in call.reads if not problem.weights[weight].rows_only}
+    nbytes = sum(problem.extent_nbytes(weight) for weight in read)
+    return nbytes + problem.reserve.total_nbytes <= problem.budget_nbytes
 
 
 def _is_enough(ratio: float, work: int) -> bool:

@@ -219,9 +219,9 @@ class CpuQueue(TransferQueue):
                 continue
             with self._lock:
                 insort(self._open, waiting, key=lambda filling: filling.number)
+            del waiting  # or it would be kept, with its error, until another one comes
             while (taken := self._take()) is not None:
                 self._read(filler, *taken)
-                del taken  # what has arrived is nobody's any more
         with self._lock:
             self._serving -= 1
             is_last = not self._serving
@@ -263,7 +263,11 @@ class CpuQueue(TransferQueue):
                 filler.settle(filling.transfer)
         except BaseException as caught:
             filling.error = caught
-        self._done(filling.ticket, filling.error)
+        error, filling.error = filling.error, None  # whose traceback knows the filling
+        try:
+            self._done(filling.ticket, error)
+        finally:
+            del error
 
     def drain(self) -> None:
         halt = _Halt()
