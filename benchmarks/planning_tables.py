@@ -26,7 +26,23 @@ def layering_table(results: Results) -> str:
         for least in cell["least"]:
             row += _less(least, cell["weights_nbytes"])
         rows.append(row)
-    return "\n\n".join([table(head, rows, left=1), provenance(results)])
+    return "\n\n".join([table(head, rows, left=1), _tries_table(results), provenance(results)])
+
+
+def _tries_table(results: Results) -> str:
+    """How much longer passes take, for each share of the weights that was tried."""
+    shares = sorted({one["percent"] for cell in results["cells"] for one in cell["tries"]}, reverse=True)
+    rows = []
+    for cell in results["cells"]:
+        found = {one["percent"]: one for one in cell["tries"]}
+        rows.append([cell["title"], str(cell["batch"]), *(_overhead(found.get(share)) for share in shares)])
+    return table(["longer by", "batch", *(f"{share:g} % of the weights" for share in shares)], rows, left=1)
+
+
+def _overhead(one: Cell | None) -> str:
+    if one is None:
+        return ""
+    return percent(one["overhead"]) if one["status"] == "ok" else f"needs {mib(one['needed_nbytes'])}"
 
 
 def _less(least: Cell | None, weights_nbytes: int) -> list[str]:

@@ -47,12 +47,12 @@ class Installation:
             storage = open_storage()
             staging = device.allocate(plan.staging_nbytes) if plan.staging_nbytes else None
             pace = make_pace(plan.pacing, self.cold.gates)
+            self._arenas = [arena, staging] if staging is not None else [arena]
             self.pipeline = Pipeline(device, arena, storage, self.cold.planned, staging=staging, pace=pace)
         except BaseException:
             if storage is not None:
                 storage.close()
             raise
-        self._arenas = [arena, staging] if staging is not None else [arena]
 
     def arena_nbytes(self) -> int:
         """How much of arena and staging memory is in memory."""

@@ -67,8 +67,9 @@ class Pipeline:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived, staging=staging)
         self._is_staged = staging is not None
+        # Last: an interrupt behind it would leave its threads to nobody.
+        self._queue: TransferQueue = device.open_queue(arena, storage, self._arrived, staging=staging)
 
     def start(self, first: Sequence[int], then: Sequence[int]) -> None:
         """Load in the order `first` once, then in the order `then` again and again. What nobody holds is given up."""
@@ -176,9 +177,7 @@ class Pipeline:
 
     def recover(self) -> None:
         """After an interrupt, which may have come between any two steps: nothing in flight, the account of it right."""
-        with contextlib.suppress(RuntimeError):  # this thread has no right to it here, but may have kept it
-            while True:
-                self._lock.release()
+        self.disown()
         with self._changed:
             if self._closed:
                 return
@@ -192,6 +191,12 @@ class Pipeline:
             self._doomed.clear()
             self._failures.forgive(())
             self._in_flight = self._in_flight_nbytes = 0
+
+    def disown(self) -> None:
+        """Give up the lock, which this thread has no right to here, but may have kept when an interrupt came."""
+        with contextlib.suppress(RuntimeError):
+            while True:
+                self._lock.release()
 
     def close(self) -> None:
         """End every transfer and thread. Safe to call twice, from a finalizer, and in a forked child."""
