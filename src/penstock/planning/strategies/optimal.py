@@ -1,8 +1,9 @@
 """What stays, what streams, in which parts and how much space they share, chosen together.
 
 More space for the stream lets loads run further ahead; more residents leave less to load; loads in parts need less
-space, and so do weights that are computed slice by slice, at the price of other last bits; memory that activations need
-only now and then can hold weights in between, at the price of getting its pages anew. Which of these a byte serves best
+space, and so do weights that are computed slice by slice, at the price of other last bits; small weights that come
+together cost computing less, and take more space; memory that activations need only now and then can hold weights in
+between, at the price of getting its pages anew. Which of these a byte serves best
 depends on model, storage and budget, so the search tries them and simulates every choice exactly, until one is as
 good as `bounds` says that any can be. Deterministic throughout.
 """
