@@ -26,22 +26,28 @@ def weight_nbytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def needed_nbytes(module: nn.Module, *calls: tuple[Any, ...]) -> int:
+def needed_nbytes(module: nn.Module, *calls: tuple[Any, ...], strategy: str = "auto") -> int:
     """The smallest budget in which each of `calls` (tuples of arguments) can run."""
     needs = []
     for call in calls:
         with pytest.raises(penstock.BudgetInfeasibleError) as caught:
-            penstock.stream(copy.deepcopy(module), budget=1, example=call)
+            penstock.stream(copy.deepcopy(module), budget=1, example=call, strategy=strategy)
         needs.append(caught.value.needed_nbytes)
     return max(needs)
 
 
 def stream_tightly(
-    module: nn.Module, *calls: tuple[Any, ...], share: float = 0.25, plan_now: bool = True, **kwargs: Any
+    module: nn.Module,
+    *calls: tuple[Any, ...],
+    share: float = 0.25,
+    plan_now: bool = True,
+    strategy: str = "auto",
+    **kwargs: Any,
 ) -> Any:
     """Stream `module` within what `calls` need at least, plus `share` of its weights; plan for the first of them."""
-    budget = needed_nbytes(module, *calls) + int(share * weight_nbytes(module))
-    return penstock.stream(module, budget=budget, example=calls[0] if plan_now else None, **kwargs)
+    budget = needed_nbytes(module, *calls, strategy=strategy) + int(share * weight_nbytes(module))
+    example = calls[0] if plan_now else None
+    return penstock.stream(module, budget=budget, example=example, strategy=strategy, **kwargs)
 
 
 def plan_of(module: nn.Module) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from penstock.planning.strategies import get
 from penstock.planning.strategies.grouping import list_joins
 
 from .adversary import AdversarialDevice
-from .streaming import counted_memory, equal, plan_of, weight_nbytes
+from .streaming import counted_memory, equal, plan_of, stream_tightly
 from .test_any_order import build, outputs
 from .zoo import CASES
 
@@ -57,15 +56,9 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def stream_together(module: nn.Module, *calls: tuple[Any, ...], share: float = 0.05, **kwargs: Any) -> Plan:
-    """Stream `module` with joins, within the least that `calls` need then and a `share` of its weights."""
-    needs = []
-    for call in calls:
-        with pytest.raises(penstock.BudgetInfeasibleError) as refusal:
-            penstock.stream(copy.deepcopy(module), budget=1, example=call, strategy="together")
-        needs.append(refusal.value.needed_nbytes)
-    budget = max(needs) + int(share * weight_nbytes(module))
-    penstock.stream(module, budget=budget, example=calls[0], strategy="together", **kwargs)
+def stream_together(module: nn.Module, *calls: tuple[Any, ...], **kwargs: Any) -> Plan:
+    """Stream `module` with joins, within the least that `calls` need then and a twentieth of its weights."""
+    stream_tightly(module, *calls, share=0.05, strategy="together", **kwargs)
     return plan_of(module)
 
 

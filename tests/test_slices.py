@@ -23,7 +23,7 @@ from penstock.runtime import attachment
 from penstock.runtime.slices import SlicedProduct
 
 from .adversary import AdversarialDevice
-from .streaming import counted_memory, plan_of, weight_nbytes
+from .streaming import counted_memory, plan_of, stream_tightly, weight_nbytes
 
 __all__ = ["counted_memory"]
 pytestmark = pytest.mark.usefixtures("counted_memory")
@@ -54,10 +54,7 @@ def _cuts(problem: Problem) -> tuple[Cut, ...]:
 
 def stream_finely(module: nn.Module, given: torch.Tensor, share: float = 0.1, **kwargs: Any) -> Plan:
     """Stream `module` in slices, within the least that they need and a `share` of its weights."""
-    with pytest.raises(penstock.BudgetInfeasibleError) as refusal:
-        penstock.stream(copy.deepcopy(module), budget=1, example=given, strategy="finely")
-    budget = refusal.value.needed_nbytes + int(share * weight_nbytes(module))
-    penstock.stream(module, budget=budget, example=given, strategy="finely", **kwargs)
+    stream_tightly(module, (given,), share=share, strategy="finely", **kwargs)
     assert plan_of(module).cuts, "nothing is sliced"
     return plan_of(module)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -125,7 +125,7 @@ class Deployment:
             gone, self.installation = self.installation, None
             if gone is not None:
                 self._earlier += gone.pipeline.stats
-                _surely(gone)
+                _surely(gone.close)
             elif self._closer.pipeline is not None:
                 self._closer.pipeline.close()
             self._closer.pipeline = None  # or its arena would outlive it
@@ -182,14 +182,12 @@ class Deployment:
             shutil.rmtree(self.owned_folder, ignore_errors=True)
 
 
-def _surely(gone: Installation) -> None:
-    """Close it, and again where an interrupt cut that off: readers that are half told to end would stay."""
+def _surely(close: Callable[[], None]) -> None:
+    """Call it again where an interrupt cut it off: readers that are half told to end would stay."""
     try:
-        gone.pipeline.disown()  # readers that end wait for it
-        gone.close()
+        close()
     except BaseException:
-        gone.pipeline.disown()
-        gone.close()
+        close()
         raise
 
 

@@ -66,8 +66,9 @@ class Clock:
             shortest = [min(value, call.seconds) for call, value in zip(trace.calls, seconds, strict=True)]
             if sum(seconds) > NOTICEABLE * sum(call.seconds for call in trace.calls):
                 return trace
-            if sum(shortest) > 0:
-                seconds = [value * sum(seconds) / sum(shortest) for value in shortest]
+            if (least_seconds := sum(shortest)) > 0:
+                stretch = sum(seconds) / least_seconds
+                seconds = [stretch * value for value in shortest]
         calls = tuple(replace(call, seconds=value) for call, value in zip(trace.calls, seconds, strict=True))
         return replace(trace, calls=calls, is_timed=True)
 

@@ -65,6 +65,7 @@ class Installation:
 
     def close(self) -> None:
         """End every transfer and thread; the memory goes with the last tensor over it."""
+        self.pipeline.disown()  # an interrupt may have kept the lock, and readers that end wait for it
         self.pipeline.close()
         for arena in self._arenas:
             arena.close()

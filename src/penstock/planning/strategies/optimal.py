@@ -3,15 +3,16 @@
 More space for the stream lets loads run further ahead; more residents leave less to load; loads in parts need less
 space, and so do weights that are computed slice by slice, at the price of other last bits; small weights that come
 together cost computing less, and take more space; memory that activations need only now and then can hold weights in
-between, at the price of getting its pages anew. Which of these a byte serves best
-depends on model, storage and budget, so the search tries them and simulates every choice exactly, until one is as
-good as `bounds` says that any can be. Deterministic throughout.
+between, at the price of getting its pages anew. Which of these a byte serves best depends on model, storage and budget,
+so the search tries them and simulates every choice exactly, until one is as good as `bounds` says that any can be.
+Deterministic throughout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice, tee
 
 from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.ebbs import level_candidates, needed_nbytes, needed_with, page_nbytes
@@ -78,8 +79,7 @@ class Optimal:
         """Ways to divide weights and memory that have a plan, the likeliest first, with how long each is to solve."""
         goal = bound + self.steadiness * least_warm_seconds(_with_slow_storage(problem))
         most, *smaller = _levels(problem)
-        divisions = list(self._divisions(problem, bound))
-        for levels in ((most,), smaller):
+        for levels, divisions in zip(((most,), smaller), tee(self._divisions(problem, bound)), strict=True):
             for division in divisions:
                 for level_nbytes in levels:
                     fitting = Fitting(division.problem, goal, level_nbytes, self.steadiness)
@@ -90,10 +90,12 @@ class Optimal:
         """Ways to divide the weights in which they fit: large joins, none, small joins, and slices if they may be."""
         plain = _Division(problem)
         if plain.has_room:
-            found = () if _all_fits(problem) else list_joins(problem)
-            joined = [_Division(join(problem, joins).problem, joins) for joins in found]
-            joined = [division for division in joined if division.has_room]
-            yield from (*joined[:1], plain, *joined[1:])
+            found = iter(()) if _all_fits(problem) else list_joins(problem)
+            divisions = (_Division(join(problem, joins).problem, joins) for joins in found)
+            joined = (division for division in divisions if division.has_room)
+            yield from islice(joined, 1)
+            yield plain
+            yield from joined
         if not self.exact:
             for cuts, divided in list_divisions(problem, bound):
                 yield _Division(divided.problem, cuts=cuts)
