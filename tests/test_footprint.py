@@ -136,9 +136,9 @@ def test_memory_is_looked_at_now_and_then_and_the_high_water_mark_left_alone(pro
     ("budget", "mapped", "kept"),
     [
         (16 * MIB, 256 << 10, MIB),
-        (64 * MIB, 2 * MIB, 32 * MIB),
-        (1024 * MIB, 4 * MIB, 512 * MIB),
-        (1 << 40, 4 * MIB, 2**31 - 1),
+        (64 * MIB, 4 * MIB, 32 * MIB),
+        (256 * MIB, 16 * MIB, 128 * MIB),
+        (1 << 40, 32 * MIB, 2**31 - 1),
     ],
 )
 def test_allocator_limits_follow_the_budget(budget: int, mapped: int, kept: int) -> None:
