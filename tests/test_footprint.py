@@ -37,6 +37,7 @@ class Process:
 def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     made = Process()
     monkeypatch.setattr(footprint, "read_memory", made.read)
+    monkeypatch.setattr(footprint, "_anonymous_nbytes", lambda: made.used + made.free_in_heap)
     monkeypatch.setattr(footprint, "reset_peak", made.reset)
     monkeypatch.setattr(footprint, "return_free_memory", made.trim)
     monkeypatch.setattr(footprint, "perf_counter", lambda: made.now)
@@ -132,12 +133,53 @@ def test_memory_is_looked_at_now_and_then_and_the_high_water_mark_left_alone(pro
     assert process.resets == resets
 
 
+def test_within_a_pass_free_memory_goes_back_before_there_is_too_much(process: Process) -> None:
+    measured = Footprint()
+    process.now, process.used, process.free_in_heap = 1.0, 20 * MIB, 10 * MIB
+    measured.guard(30 * MIB)
+    assert process.trims == 0
+    process.free_in_heap += MIB
+    measured.guard(30 * MIB)  # looked at a moment ago
+    assert process.trims == 0
+    process.now += footprint.GUARD_SECONDS
+    measured.guard(30 * MIB)
+    assert process.trims == 1
+
+
+def test_where_giving_back_does_not_help_it_is_not_tried_soon_again(process: Process) -> None:
+    measured = Footprint()
+    process.now, process.used = 1.0, 40 * MIB
+    for _ in range(10):
+        measured.guard(30 * MIB)
+        process.now += footprint.USELESS_SECONDS / 10
+    assert process.trims == 1
+    measured.guard(30 * MIB)
+    assert process.trims == 2
+
+
+def test_a_process_knows_what_it_has_come_to_hold(process: Process) -> None:
+    process.used = 100 * MIB
+    measured = Footprint()
+    assert measured.growth_nbytes() == 0
+    process.used += 7 * MIB
+    assert measured.growth_nbytes() == 7 * MIB
+    process.used -= 20 * MIB
+    assert measured.growth_nbytes() == 0
+
+
+def test_what_linux_counts_for_this_process_is_what_the_short_account_says() -> None:
+    before = footprint._anonymous_nbytes()
+    block = bytearray(64 * MIB)
+    block[::4096] = b"x" * len(block[::4096])
+    assert footprint._anonymous_nbytes() - before > 60 * MIB
+
+
 @pytest.mark.parametrize(
     ("budget", "mapped", "kept"),
     [
         (16 * MIB, 256 << 10, MIB),
-        (64 * MIB, 4 * MIB, 32 * MIB),
-        (256 * MIB, 16 * MIB, 128 * MIB),
+        (64 * MIB, 2 * MIB, 32 * MIB),
+        (256 * MIB, 8 * MIB, 128 * MIB),
         (1 << 40, 32 * MIB, 2**31 - 1),
     ],
 )

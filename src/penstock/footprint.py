@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from time import perf_counter
 
 
@@ -39,6 +40,14 @@ def read_memory() -> Memory | None:
     return Memory(fields["RssAnon"], fields["RssFile"], fields["VmHWM"])
 
 
+def _anonymous_nbytes() -> int:
+    """What `read_memory` says, in a tenth of the time and short by what threads have not accounted for yet; or 0."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", "rb") as file:
+        _, resident, shared, *_ = map(int, file.read().split())
+        return (resident - shared) * PAGESIZE
+    return 0
+
+
 def reset_peak() -> bool:
     """Start the high-water mark anew; False where that is not allowed."""
     try:
@@ -58,13 +67,19 @@ def return_free_memory() -> None:
 LOOK_SECONDS = 0.2
 """Once everything is measured, memory is looked at no more often: it takes as long as a small layer."""
 
+GUARD_SECONDS = 0.01
+"""Within a pass, whether too much is in memory is looked at no more often: it takes some microseconds."""
+
+USELESS_SECONDS = 2.0
+"""After giving back what is free has not helped, it is not tried again so soon: each time costs page faults."""
+
 LEAST_MAPPED_NBYTES, MOST_MAPPED_NBYTES = 1 << 20, 32 << 20
-MAPPED_SHARE = 16
+MAPPED_SHARE = 32
 """Blocks from one part in `MAPPED_SHARE` of the budget on, between these limits, are mapped one by one and unmapped at
 once when they are freed. Smaller ones live in the allocator's heap, where some space between them is always lost, a
 quarter or so. Each mapping costs page faults: a ResNet-152 computes a quarter longer with a limit of 1 MiB, and a batch
-of four, with activations of 12 MiB, a tenth longer with one of 4 MiB than with one of 32. With an eighth of the budget,
-a VGG-16 in a fifth of its memory loses 40 MiB to the heap. More than 32 MiB glibc does not take."""
+of four, with activations of 12 MiB, a tenth longer with one of 4 MiB than with one of 32. But with an eighth of the
+budget a VGG-16 in a fifth of its memory loses 40 MiB to the heap. More than 32 MiB glibc does not take."""
 
 KEPT_SHARE = 2
 """The heap gives its end back when more than one part in so many of the budget is free there. With less it gives pages
@@ -114,7 +129,7 @@ class Footprint:
         self.is_measuring = True
         self._base = self._now() - held_nbytes
         self._left: int | None = None
-        self._looked = 0.0
+        self._looked = self._guarded = 0.0
         self._transient_nbytes = 0  # what a pass takes and gives back at once
         self._begun: Memory | None = None
 
@@ -157,6 +172,20 @@ class Footprint:
         if self.is_measuring:
             self._begin_measuring()
 
+    def guard(self, most_nbytes: int) -> None:
+        """Within a pass: beyond `most_nbytes`, arena included, what the allocator keeps free goes back at once.
+
+        From process to process it keeps more or less, and what a pass was measured to take is exceeded now and then.
+        """
+        now = perf_counter()
+        if now < self._guarded:
+            return
+        self._guarded = now + GUARD_SECONDS
+        if _anonymous_nbytes() - self._base > most_nbytes:
+            return_free_memory()
+            is_useless = _anonymous_nbytes() - self._base > most_nbytes
+            self._guarded = now + (USELESS_SECONDS if is_useless else LOOK_SECONDS)
+
     def measure_again(self) -> None:
         """Another kind of call is to be measured: what was allocated since the last such pass is not ours."""
         self.is_measuring = True
@@ -176,6 +205,10 @@ class Footprint:
         """What others have allocated since we left. What was freed was ours first, as a pass's output is."""
         grown = self._now() - left
         return grown if grown >= 0 else min(grown + max(left - self._base, 0), 0)
+
+    def growth_nbytes(self) -> int:
+        """Anonymous bytes beyond baseline and arena now; 0 where it cannot be known."""
+        return max(self._now() - self._base, 0)
 
     def peak_growth_nbytes(self) -> int | None:
         """Most anonymous bytes beyond baseline and arena since `enter`; None where it cannot be known."""

@@ -35,12 +35,16 @@ logger = logging.getLogger("penstock")
 HEADROOM = 1.25
 """Reserve this much more than a larger call needs, so that a growing cache does not ask for a plan each token."""
 
-CAUTION = 3
-"""Before a pass was measured, this part of the budget is kept free for what only a measurement tells."""
+CAUTION = 4
+"""Before a pass was measured, this part of the budget is kept free for what only a measurement tells, besides as much
+as the process has come to hold already: Python's objects, mostly, but nobody knows what else."""
 
-CAUTION_OF_OVERHEAD = 5
+CAUTION_OF_OVERHEAD = 4
 """Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (29 to 36
 MiB of a ResNet-152)."""
+
+GUARDED_OF_OVERHEAD = 6
+"""Within a pass, free memory goes back where less than this part of what was measured is left: a layer may need it."""
 
 WASTE = 20
 """A measured pass that leaves more than this part of the budget unused is worth a new plan."""
@@ -106,6 +110,14 @@ class Provision:
         plan = installation.plan
         return plan.prediction.peak_nbytes - plan.arena_nbytes - plan.staging_nbytes - margin_nbytes(plan.budget_nbytes)
 
+    def guard(self) -> None:
+        """Within a pass: see to it that the budget is kept where the allocator keeps more than it was measured to."""
+        budget_nbytes = self.terms.budget.nbytes
+        if budget_nbytes >= MEASURABLE_NBYTES:
+            margin = margin_nbytes(budget_nbytes)
+            layer_nbytes = max(margin, self.admission.overhead_nbytes // GUARDED_OF_OVERHEAD)
+            self.footprint.guard(budget_nbytes - margin - layer_nbytes)
+
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
         trace = self.admission.use_latest()
@@ -128,8 +140,9 @@ class Provision:
             self.admission.note_overhead(signature, max(overhead_nbytes, 1))  # 0 stands for unmeasured
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
-            wasted_nbytes = spare_nbytes - self._caution_nbytes()
-            if spare_nbytes < 0 or (is_learnt and wasted_nbytes > self.terms.budget.nbytes // WASTE):
+            caution_nbytes = self._caution_nbytes()
+            is_wasteful = spare_nbytes - caution_nbytes > self.terms.budget.nbytes // WASTE
+            if spare_nbytes < 0 or (is_learnt and (is_wasteful or spare_nbytes < caution_nbytes // 2)):
                 self.admitted, self.is_outgrown = None, True
 
     def lost_seconds(self) -> float:
@@ -253,9 +266,10 @@ class Provision:
         """What had better be free besides what is known to be needed, if the budget allows it."""
         if self.terms.budget.nbytes < MEASURABLE_NBYTES:
             return 0
-        if not self.admission.overhead_nbytes:
-            return self.terms.budget.nbytes // CAUTION
-        return self.admission.overhead_nbytes // CAUTION_OF_OVERHEAD
+        budget_nbytes, overhead_nbytes = self.terms.budget.nbytes, self.admission.overhead_nbytes
+        if not overhead_nbytes:
+            return budget_nbytes // CAUTION + self.footprint.growth_nbytes()
+        return overhead_nbytes // CAUTION_OF_OVERHEAD
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)

@@ -173,6 +173,7 @@ class Stream:
         for weight in self.weights:
             weight.adopt()
         attachment.wrap_pass(self._run)
+        executor.guard = provision.guard
         attachment.guard(self.weights, executor.map_absent)
         attachment.refuse(self.weights)
         attachment.materialise_state(self.weights, lambda weight: weight.laid_out(read_weight(storage, weight.source)))

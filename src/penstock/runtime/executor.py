@@ -35,6 +35,7 @@ class Executor:
         holdings: which of them are readable.
         passes: passes run.
         events: where to note passes and layers, if anywhere.
+        guard: to be called before each layer, by the thread whose pass it is.
     """
 
     def __init__(self, weights: list[BoundWeight], views: FileViews) -> None:
@@ -53,6 +54,7 @@ class Executor:
         self._order: tuple[int, ...] = ()
         self.passes = 0
         self.events: EventLog | None = None
+        self.guard: Callable[[], None] = _nothing
 
     def install(self, schedule: Schedule, pipeline: Pipeline) -> None:
         """Follow `schedule` from the next pass on, all of it still to be loaded."""
@@ -186,6 +188,7 @@ class Executor:
         """A layer is about to compute: its weights are in memory and bound when this returns."""
         self._enter()
         try:
+            self.guard()
             expected = self._expected
             schedule = self._schedule
             if expected < len(schedule.sites) and schedule.sites[expected] is site:
@@ -291,3 +294,7 @@ class Executor:
     def suspend(self) -> None:
         """Unbind everything; the pipeline may be closed after this."""
         self.holdings.suspend()
+
+
+def _nothing() -> None:
+    """Nobody looks."""
