@@ -19,7 +19,7 @@ from penstock.checkpoint import Checkpoint
 from penstock.deployment import Deployment
 from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
-from penstock.footprint import Footprint, retain_little, return_free_memory
+from penstock.footprint import Footprint, allocator_limits, retain_little, return_free_memory
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
 from penstock.planning.costs import lost_seconds
@@ -41,7 +41,7 @@ as the process has come to hold already: Python's objects, mostly, but nobody kn
 
 CAUTION_OF_OVERHEAD = 4
 """Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (29 to 36
-MiB of a ResNet-152)."""
+MiB of a ResNet-152), and besides as much as one hole in its heap may take: the largest block that it keeps there."""
 
 GUARDED_OF_OVERHEAD = 6
 """Within a pass, free memory goes back where less than this part of what was measured is left: a layer may need it."""
@@ -269,7 +269,7 @@ class Provision:
         budget_nbytes, overhead_nbytes = self.terms.budget.nbytes, self.admission.overhead_nbytes
         if not overhead_nbytes:
             return budget_nbytes // CAUTION + self.footprint.growth_nbytes()
-        return overhead_nbytes // CAUTION_OF_OVERHEAD
+        return overhead_nbytes // CAUTION_OF_OVERHEAD + allocator_limits(budget_nbytes)[0]
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)
