@@ -27,12 +27,16 @@ def main_table(results: Results) -> str:
     lines = [table(head, rows, left=1)]
     if measured:
         within = sum(1 for cell in measured if _is_within(cell))
-        same = sum(1 for cell in measured if cell["bit_identical"])
+        others = [cell for cell in measured if not cell["bit_identical"]]
         lines.append(
             f"Median ratio over {len(measured)} cells: **{median_of(measured, 'ratio'):.3f}** "
             f"(target ≤ {WARM_TARGET}). "
-            f"Peak within the budget: {within} of {len(measured)}. Bit-identical: {same} of {len(measured)}."
+            f"Peak within the budget: {within} of {len(measured)}. "
+            f"Bit-identical: {len(measured) - len(others)} of {len(measured)}."
         )
+        if others:
+            most = max(cell["arms"]["penstock"]["relative_error"] for cell in others)
+            lines[-1] += f" The others differ by at most {most:.1g} of the largest output."
     if any(cell["killed_at_cap"] for cell in measured):
         lines.append("† A process of it was killed by the kernel at this cap; timed again without one.")
     return "\n\n".join([*lines, provenance(results)])

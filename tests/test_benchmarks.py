@@ -100,6 +100,13 @@ def test_a_cell_whose_process_was_killed_is_not_within_its_budget() -> None:
     assert "killed by the kernel" in table
 
 
+def test_where_bits_differ_the_table_says_by_how_much() -> None:
+    sliced = {**measured(20, ratio=1.0, peak_mib=19, speedups={}), "bit_identical": False}
+    sliced["arms"] = {"penstock": {"relative_error": 1.9e-7}}
+    table = tables.main_table(envelope([sliced, CELLS[0]]))
+    assert "Bit-identical: 1 of 2. The others differ by at most 2e-07 of the largest output." in table
+
+
 def test_an_infeasible_cell_says_what_it_needs() -> None:
     assert row(tables.main_table(envelope(CELLS)), "VGG-16", "needs 99 MiB")
 
