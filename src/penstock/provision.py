@@ -39,9 +39,9 @@ CAUTION = 4
 """Before a pass was measured, this part of the budget is kept free for what only a measurement tells, besides as much
 as the process has come to hold already: Python's objects, mostly, but nobody knows what else."""
 
-CAUTION_OF_OVERHEAD = 4
+CAUTION_OF_OVERHEAD = 8
 """Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (29 to 36
-MiB of a ResNet-152), and besides as much as one hole in its heap may take: the largest block that it keeps there."""
+MiB of a ResNet-152), or if it is more, as much as one hole in its heap may take: the largest block that it keeps."""
 
 GUARDED_OF_OVERHEAD = 6
 """Within a pass, free memory goes back where less than this part of what was measured is left: a layer may need it."""
@@ -269,7 +269,7 @@ class Provision:
         budget_nbytes, overhead_nbytes = self.terms.budget.nbytes, self.admission.overhead_nbytes
         if not overhead_nbytes:
             return budget_nbytes // CAUTION + self.footprint.growth_nbytes()
-        return overhead_nbytes // CAUTION_OF_OVERHEAD + allocator_limits(budget_nbytes)[0]
+        return max(overhead_nbytes // CAUTION_OF_OVERHEAD, allocator_limits(budget_nbytes)[0])
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)
