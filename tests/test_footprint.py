@@ -136,13 +136,13 @@ def test_memory_is_looked_at_now_and_then_and_the_high_water_mark_left_alone(pro
 def test_within_a_pass_free_memory_goes_back_before_there_is_too_much(process: Process) -> None:
     measured = Footprint()
     process.now, process.used, process.free_in_heap = 1.0, 20 * MIB, 10 * MIB
-    measured.guard(30 * MIB)
+    measured.guard(lambda: 30 * MIB)
     assert process.trims == 0
     process.free_in_heap += MIB
-    measured.guard(30 * MIB)  # looked at a moment ago
+    measured.guard(lambda: 30 * MIB)  # looked at a moment ago
     assert process.trims == 0
     process.now += footprint.GUARD_SECONDS
-    measured.guard(30 * MIB)
+    measured.guard(lambda: 30 * MIB)
     assert process.trims == 1
 
 
@@ -150,10 +150,10 @@ def test_where_giving_back_does_not_help_it_is_not_tried_soon_again(process: Pro
     measured = Footprint()
     process.now, process.used = 1.0, 40 * MIB
     for _ in range(10):
-        measured.guard(30 * MIB)
+        measured.guard(lambda: 30 * MIB)
         process.now += footprint.USELESS_SECONDS / 10
     assert process.trims == 1
-    measured.guard(30 * MIB)
+    measured.guard(lambda: 30 * MIB)
     assert process.trims == 2
 
 

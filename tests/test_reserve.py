@@ -31,7 +31,7 @@ def test_what_the_process_holds_already_is_kept_free(monkeypatch: pytest.MonkeyP
 
 def test_each_layer_is_preceded_by_a_look_at_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    monkeypatch.setattr(Footprint, "guard", lambda _, most_nbytes: looks.append(most_nbytes))
+    monkeypatch.setattr(Footprint, "guard", lambda _, most_nbytes: looks.append(most_nbytes()))
     module = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
     penstock.stream(module, budget=BUDGET, example=torch.zeros(4, 512))
     with torch.inference_mode():

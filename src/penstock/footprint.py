@@ -172,18 +172,20 @@ class Footprint:
         if self.is_measuring:
             self._begin_measuring()
 
-    def guard(self, most_nbytes: int) -> None:
+    def guard(self, most_nbytes: Callable[[], int]) -> None:
         """Within a pass: beyond `most_nbytes`, arena included, what the allocator keeps free goes back at once.
 
         From process to process it keeps more or less, and what a pass was measured to take is exceeded now and then.
+        Called before every layer, so what the limit is, is asked only when it is time to look.
         """
         now = perf_counter()
         if now < self._guarded:
             return
         self._guarded = now + GUARD_SECONDS
-        if _anonymous_nbytes() - self._base > most_nbytes:
+        limit_nbytes = self._base + most_nbytes()
+        if _anonymous_nbytes() > limit_nbytes:
             return_free_memory()
-            is_useless = _anonymous_nbytes() - self._base > most_nbytes
+            is_useless = _anonymous_nbytes() > limit_nbytes
             self._guarded = now + (USELESS_SECONDS if is_useless else LOOK_SECONDS)
 
     def measure_again(self) -> None:

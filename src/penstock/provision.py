@@ -112,11 +112,15 @@ class Provision:
 
     def guard(self) -> None:
         """Within a pass: see to it that the budget is kept where the allocator keeps more than it was measured to."""
+        self.footprint.guard(self._most_nbytes)
+
+    def _most_nbytes(self) -> int:
+        """What the process may hold between two layers, arena included."""
         budget_nbytes = self.terms.budget.nbytes
-        if budget_nbytes >= MEASURABLE_NBYTES:
-            margin = margin_nbytes(budget_nbytes)
-            layer_nbytes = max(margin, self.admission.overhead_nbytes // GUARDED_OF_OVERHEAD)
-            self.footprint.guard(budget_nbytes - margin - layer_nbytes)
+        if budget_nbytes < MEASURABLE_NBYTES:
+            return sys.maxsize
+        margin = margin_nbytes(budget_nbytes)
+        return budget_nbytes - margin - max(margin, self.admission.overhead_nbytes // GUARDED_OF_OVERHEAD)
 
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
