@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from penstock.errors import PlanError
-from penstock.planning import Call, Plan, Problem, Weight, check, make_plan
+from penstock.planning import Call, Plan, Problem, Reserve, Weight, check, make_plan
 from penstock.planning.joining import JOIN_NBYTES, JOINER, MOST_MEMBERS, Join, join, joinable
 from penstock.planning.lifetimes import needed_nbytes
 from penstock.planning.strategies.grouping import list_joins
@@ -174,6 +174,19 @@ def test_no_join_reaches_over_the_end_of_a_call_around_some_of_its_layers() -> N
         Call("last", 1.0, (3,), 3),
     )
     assert next(list_joins(replace(problem, calls=calls))) == (Join((2, 3)),)
+
+
+def test_what_a_call_goes_on_around_is_planned_where_there_is_just_enough_room() -> None:
+    """What ends with the outer call and what is joined with a layer behind it do not nest, and stacks need that."""
+    base = side_by_side([MEGABYTE] * 3, 12 * MEGABYTE)
+    calls = (
+        Call("outer", 1.0, (0,), 1),
+        Call("inner", 1.0, (1,), 1),
+        Call("next", 1.0, (2,), 2, activations_nbytes=9 * MEGABYTE),
+    )
+    problem = replace(base, calls=calls, reserve=Reserve(9 * MEGABYTE, 0, 0))
+    plan = make_plan(problem)
+    check(problem, plan)
 
 
 def test_weights_over_the_same_bytes_are_not_joined() -> None:
