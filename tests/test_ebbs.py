@@ -47,7 +47,7 @@ def ebbing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setitem(penstock.planning.strategies.registry._STRATEGIES, "ebbing", Ebbing())
         patch.setattr(
-            "penstock.provision.storage_profile", lambda path: replace(storage_profile(path), page_nbytes=4096)
+            "penstock.planmaking.storage_profile", lambda path: replace(storage_profile(path), page_nbytes=4096)
         )
         yield
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from penstock import footprint
 from penstock.footprint import Footprint, Memory, allocator_limits
 
 MIB = 1 << 20
+BUDGET = 128 * MIB
 
 
 class Process:
@@ -185,3 +189,45 @@ def test_what_linux_counts_for_this_process_is_what_the_short_account_says() -> 
 )
 def test_allocator_limits_follow_the_budget(budget: int, mapped: int, kept: int) -> None:
     assert allocator_limits(budget) == (mapped, kept)
+
+
+PASS = """
+import contextlib, ctypes, sys
+from penstock import footprint
+
+class HeapInfo(ctypes.Structure):  # of glibc's mallinfo2
+    _fields_ = [(f"field{index}", ctypes.c_size_t) for index in range(8)]
+    _fields_ += [("free", ctypes.c_size_t), ("top", ctypes.c_size_t)]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.mallinfo2.restype = HeapInfo
+footprint.retain_little(128 << 20)
+with footprint.without_holes(128 << 20) if sys.argv[1] == "first" else contextlib.nullcontext():
+    tensors = []
+    for _ in range(32):
+        tensors.append(libc.malloc(1 << 20))
+        libc.malloc(100 << 10)  # what a kernel keeps
+    for tensor in tensors:
+        libc.free(tensor)
+info = libc.mallinfo2()
+print(info.free - info.top)
+"""
+
+
+def holes_nbytes(kind: str) -> int:
+    """What the heap of a process keeps between used blocks after such a pass."""
+    return int(subprocess.run([sys.executable, "-c", PASS, kind], capture_output=True, check=True).stdout)
+
+
+def test_what_stays_of_a_first_pass_leaves_no_holes_in_the_heap() -> None:
+    assert holes_nbytes("later") > 24 * MIB
+    assert holes_nbytes("first") < 4 * MIB
+
+
+def test_after_a_first_pass_the_budget_decides_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[int, int] = {}
+    monkeypatch.setattr(footprint, "_limit", lambda option, nbytes: limits.update({option: nbytes}))
+    with footprint.without_holes(BUDGET):
+        assert limits[footprint._M_MMAP_THRESHOLD] == footprint.FIRST_MAPPED_NBYTES
+    assert limits[footprint._M_MMAP_THRESHOLD] == allocator_limits(BUDGET)[0] > footprint.FIRST_MAPPED_NBYTES

@@ -1,13 +1,26 @@
-"""What a plan keeps free for a process that has measured nothing yet."""
+"""What a plan keeps free for what it cannot count: measured or not, and where its arena ebbs."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import penstock
+from penstock import planmaking, provision
+from penstock.budget import Budget
+from penstock.errors import BudgetInfeasibleError
 from penstock.footprint import Footprint
+from penstock.planmaking import Need, Planner
+from penstock.planning import PlanOptions
+from penstock.runtime.devices.cpu import CpuDevice
+from penstock.signature import Signature
+from penstock.terms import Terms
+from penstock.trace import Trace, TracedCall
 
 MIB = 1 << 20
 BUDGET = 96 * MIB
@@ -39,3 +52,92 @@ def test_each_layer_is_preceded_by_a_look_at_the_process(monkeypatch: pytest.Mon
     penstock.restore(module)
     assert len(looks) == 8
     assert all(BUDGET * 0.9 < most < BUDGET for most in looks)
+
+
+def test_only_first_passes_map_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole: list[int] = []
+
+    @contextlib.contextmanager
+    def noted(budget_nbytes: int) -> Iterator[None]:
+        whole.append(budget_nbytes)
+        yield
+
+    monkeypatch.setattr(provision, "without_holes", noted)
+    module = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
+    penstock.stream(module, budget=BUDGET, example=torch.zeros(4, 512))
+    with torch.inference_mode():
+        for _ in range(6):
+            module(torch.zeros(4, 512))
+        first = list(whole)
+        penstock.inspect(module).budget = BUDGET // 2
+        for _ in range(3):
+            module(torch.zeros(4, 512))
+    penstock.restore(module)
+    assert first
+    assert set(first) == {BUDGET}
+    assert len(first) <= 2  # another one where the first plan was replaced once it was measured
+    assert BUDGET // 2 in whole[len(first) :]
+    assert len(whole) - len(first) <= 2
+
+
+CALLS = (TracedCall("a", (0,), (), 1.0, 0), TracedCall("b", (0,), (), 1.0, 1))
+TRACE = Trace(("w",), CALLS, MIB, frozenset(), {}, True)
+TERMS = Terms(Budget(BUDGET), CpuDevice(), "optimal", PlanOptions())
+
+
+def planner(monkeypatch: pytest.MonkeyPatch, seconds: dict[tuple[int, bool], float | None]) -> Planner:
+    """One whose plans take so long, by overhead and by whether they may ebb; None where there is no plan."""
+
+    def problem(trace: Trace, *_: object, overhead_nbytes: int, **__: object) -> tuple[int, bool]:
+        return overhead_nbytes, any(call.live_nbytes < trace.activations_nbytes for call in trace.calls)
+
+    def plan(found: tuple[int, bool], *_: object) -> SimpleNamespace:
+        overhead_nbytes, may_ebb = found
+        if (warm_seconds := seconds[found]) is None:
+            raise BudgetInfeasibleError("no", needed_nbytes=overhead_nbytes)
+        return SimpleNamespace(ebbs=[0] * may_ebb, prediction=SimpleNamespace(warm_seconds=warm_seconds), of=found)
+
+    monkeypatch.setattr(planmaking, "make_problem", problem)
+    monkeypatch.setattr(planmaking, "kept_plan", plan)
+    monkeypatch.setattr(planmaking, "storage_profile", lambda _: None)
+    return Planner((), SimpleNamespace(files=[SimpleNamespace(path=None)]), "optimal")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ebbing", "seconds", "chosen"),
+    [
+        (30, {(40, True): 1.0}, (40, True)),  # it was measured to ebb as it should
+        (50, {(40, True): 1.0, (50, True): 1.1, (40, False): 1.2}, (50, True)),
+        (50, {(40, True): 1.0, (50, True): 1.3, (40, False): 1.2}, (40, False)),
+        (50, {(40, True): 1.0, (50, True): None, (40, False): 1.2}, (40, False)),
+        (50, {(40, True): 1.0, (50, True): 1.3, (40, False): None}, (50, True)),
+        (0, {(40, True): 1.0, (45, True): 1.1, (40, False): 1.2}, (45, True)),  # half of the activations stay
+    ],
+)
+def test_a_plan_that_ebbs_has_room_for_what_activations_leave(
+    monkeypatch: pytest.MonkeyPatch,
+    ebbing: int,
+    seconds: dict[tuple[int, bool], float | None],
+    chosen: tuple[int, bool],
+) -> None:
+    made = planner(monkeypatch, seconds)
+    _, plan = made.plan(TRACE, TERMS, Need(10, 40, ebbing, 0, 0), moved=())
+    assert plan.of == chosen  # type: ignore[attr-defined]
+
+
+def test_without_room_for_either_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planner(monkeypatch, {(40, True): 1.0, (50, True): None, (40, False): None})
+    with pytest.raises(BudgetInfeasibleError):
+        made.plan(TRACE, TERMS, Need(10, 40, 50, 0, 0), moved=())
+
+
+def test_passes_that_ebb_are_measured_apart() -> None:
+    module = nn.Sequential(nn.Linear(512, 512))
+    penstock.stream(module, budget=BUDGET, example=torch.zeros(4, 512))
+    admission = penstock.inspect(module)._provision.admission
+    signature = Signature.of((torch.zeros(4, 512),), {})
+    admission.note_overhead(signature, 3 * MIB, is_ebbing=True)  # the first that is measured counts for all
+    admission.note_overhead(signature, 5 * MIB, is_ebbing=True)
+    admission.note_overhead(signature, 4 * MIB, is_ebbing=True)
+    penstock.restore(module)
+    assert (admission.overhead_nbytes, admission.ebbing_nbytes) == (3 * MIB, 5 * MIB)

@@ -67,6 +67,7 @@ def changed(path: list[Any], value: Any) -> str:
         changed(["single_row"], [3]),
         changed(["row_counts"], [[0, -4]]),
         changed(["overhead_nbytes"], None),
+        changed(["ebbing_nbytes"], -1),
     ],
 )
 def test_a_damaged_trace_is_refused(text: str) -> None:

@@ -85,10 +85,16 @@ class Admission:
     @property
     def overhead_nbytes(self) -> int:
         """What known calls were measured to take beyond arena and I/O buffers; 0 before any was."""
-        return max((trace.overhead_nbytes for trace in self._traces.values()), default=self._primary_overhead())
+        return max((trace.overhead_nbytes for trace in self._known()), default=0)
 
-    def _primary_overhead(self) -> int:
-        return self.primary.overhead_nbytes if self.primary is not None else 0
+    @property
+    def ebbing_nbytes(self) -> int:
+        """The same for plans that ebb; 0 before any was."""
+        return max((trace.ebbing_nbytes for trace in self._known()), default=0)
+
+    def _known(self) -> list[Trace]:
+        """The traces that count: of all kinds of calls, or what plans begin with."""
+        return list(self._traces.values()) or ([self.primary] if self.primary is not None else [])
 
     def activation_shares(self) -> tuple[float, ...]:
         """For each call of `primary` the largest part of its activations that any kind of call known has there.
@@ -108,11 +114,16 @@ class Admission:
                 shares[index] = max(shares[index], min(call.live_nbytes / most_nbytes, 1.0) if is_known else 1.0)
         return tuple(shares)
 
-    def note_overhead(self, signature: Signature, nbytes: int) -> None:
-        """A pass of this kind was measured."""
+    def note_overhead(self, signature: Signature, nbytes: int, *, is_ebbing: bool) -> None:
+        """A pass of this kind was measured, with a plan that ebbs or one that does not."""
         trace = self._traces.get(signature)
-        rounded = -(-nbytes // _QUANTUM_NBYTES) * _QUANTUM_NBYTES
-        if trace is not None and rounded > trace.overhead_nbytes:
+        if trace is None:
+            return
+        rounded = max(-(-nbytes // _QUANTUM_NBYTES), 1) * _QUANTUM_NBYTES  # 0 stands for unmeasured
+        if is_ebbing and trace.overhead_nbytes:
+            if rounded > trace.ebbing_nbytes:
+                self.add(signature, replace(trace, ebbing_nbytes=rounded))
+        elif rounded > trace.overhead_nbytes:
             self.add(signature, replace(trace, overhead_nbytes=rounded))
 
 

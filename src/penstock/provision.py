@@ -14,21 +14,20 @@ from torch import nn
 
 from penstock.admission import Admission, assumed_trace, with_shares
 from penstock.budget import Budget
-from penstock.capacity import capacity_for
 from penstock.checkpoint import Checkpoint
 from penstock.deployment import Deployment
 from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
-from penstock.footprint import Footprint, allocator_limits, retain_little, return_free_memory
-from penstock.machine import storage_profile
+from penstock.footprint import Footprint, retain_little, return_free_memory, without_holes
+from penstock.planmaking import Need, Planner
 from penstock.planning import Plan, Problem
 from penstock.planning.costs import lost_seconds
-from penstock.profile import MEASURABLE_NBYTES, make_problem, margin_nbytes
+from penstock.profile import MEASURABLE_NBYTES, margin_nbytes
 from penstock.runtime.binding import BoundWeight, to_realign
 from penstock.signature import Signature
 from penstock.terms import Terms
 from penstock.trace import Trace
-from penstock.tracestore import TraceStore, kept_plan
+from penstock.tracestore import TraceStore
 
 logger = logging.getLogger("penstock")
 
@@ -39,9 +38,9 @@ CAUTION = 4
 """Before a pass was measured, this part of the budget is kept free for what only a measurement tells, besides as much
 as the process has come to hold already: Python's objects, mostly, but nobody knows what else."""
 
-CAUTION_OF_OVERHEAD = 8
-"""Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (29 to 36
-MiB of a ResNet-152), or if it is more, as much as one hole in its heap may take: the largest block that it keeps."""
+CAUTION_OF_OVERHEAD = 6
+"""Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (28 to 33
+MiB of a ResNet-152)."""
 
 GUARDED_OF_OVERHEAD = 6
 """Within a pass, free memory goes back where less than this part of what was measured is left: a layer may need it."""
@@ -77,14 +76,14 @@ class Provision:
         self.terms, self.fixed_nbytes = terms, fixed_nbytes
         self.footprint = footprint
         self.admission = Admission(TraceStore(module, weights, checkpoint.fingerprint))
-        self._profile = storage_profile(checkpoint.files[0].path)
-        self._capacity = capacity_for(terms.strategy, checkpoint.files[0].path)
+        self._planner = Planner(weights, checkpoint, terms.strategy)
         self.deployment = Deployment(module, checkpoint, weights, owned_folder)
         footprint.arena_nbytes = self.deployment.arena_nbytes
         self._is_growing = self.is_outgrown = False
         self._shares: tuple[float, ...] = ()  # of activations, by call, which the ebbs of the plan in force go by
         self.admitted: Signature | None = None
         self.learning: dict[Signature, int] = {}
+        self._met: set[Signature] = set()  # of these kinds, those that have run in this process
 
     def set_budget(self, budget: Budget) -> None:
         """Plan again for another byte cap.
@@ -122,6 +121,14 @@ class Provision:
         margin = margin_nbytes(budget_nbytes)
         return budget_nbytes - margin - max(margin, self.admission.overhead_nbytes // GUARDED_OF_OVERHEAD)
 
+    def heap_kept_whole(self, signature: Signature) -> contextlib.AbstractContextManager[None]:
+        """Around a pass: the first of a kind of call, and of a plan, must not leave the heap full of holes."""
+        is_first = signature in self.learning and signature not in self._met
+        self._met.update({signature} & self.learning.keys())
+        if is_first or signature != self.admitted or self.deployment.executor.is_cold:
+            return without_holes(self.terms.budget.nbytes)
+        return contextlib.nullcontext()
+
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
         trace = self.admission.use_latest()
@@ -141,7 +148,7 @@ class Provision:
         self.admission.add(signature, trace)
         if grown_nbytes is not None and self.terms.budget.nbytes >= MEASURABLE_NBYTES:
             overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes + _ebbed_nbytes(plan)
-            self.admission.note_overhead(signature, max(overhead_nbytes, 1))  # 0 stands for unmeasured
+            self.admission.note_overhead(signature, overhead_nbytes, is_ebbing=bool(plan.ebbs))
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
             caution_nbytes = self._caution_nbytes()
@@ -273,7 +280,7 @@ class Provision:
         budget_nbytes, overhead_nbytes = self.terms.budget.nbytes, self.admission.overhead_nbytes
         if not overhead_nbytes:
             return budget_nbytes // CAUTION + self.footprint.growth_nbytes()
-        return max(overhead_nbytes // CAUTION_OF_OVERHEAD, allocator_limits(budget_nbytes)[0])
+        return overhead_nbytes // CAUTION_OF_OVERHEAD
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)
@@ -290,19 +297,18 @@ class Provision:
         self.deployment.install(problem, plan, self.terms.device, realigned)
 
     def _plan_with(self, trace: Trace, activations_nbytes: int, caution_nbytes: int) -> tuple[Problem, Plan]:
-        problem = make_problem(
+        return self._planner.plan(
             trace,
-            self.weights,
-            self._profile,
-            budget_nbytes=self.terms.budget.nbytes,
-            activations_nbytes=activations_nbytes,
-            fixed_nbytes=self.fixed_nbytes,
-            overhead_nbytes=self.admission.overhead_nbytes,
+            self.terms,
+            Need(
+                activations_nbytes,
+                self.admission.overhead_nbytes,
+                self.admission.ebbing_nbytes,
+                self.fixed_nbytes,
+                caution_nbytes,
+            ),
             moved=self._to_realign(),
-            caution_nbytes=caution_nbytes,
-            capacity=self._capacity,
         )
-        return problem, kept_plan(problem, self.terms.strategy, self.terms.options)
 
 
 def _ebbed_nbytes(plan: Plan) -> int:

@@ -244,7 +244,8 @@ class Stream:
                 provision.admit(signature, args, kwargs)
 
         def compute(*args: Any, **kwargs: Any) -> Any:
-            return self._compute(signature, args, kwargs)
+            with provision.heap_kept_whole(signature):
+                return self._compute(signature, args, kwargs)
 
         def after() -> None:
             self._deployment.storage.check_unchanged()

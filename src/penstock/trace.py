@@ -9,7 +9,7 @@ from typing import Any
 from penstock.errors import PlanError
 from penstock.planning.kinds import REUSABLE, SLOWDOWNS
 
-TRACE_VERSION = 7
+TRACE_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Trace:
         row_counts: for each table that rows are looked up in, how many a pass reads.
         overhead_nbytes: what the process took beyond arena and I/O buffers in a measured pass, activations included;
             0 if no pass was measured.
+        ebbing_nbytes: the same for plans whose arena gives memory to activations now and then, as if it were all there;
+            0 if no pass of one was measured. It is more where what activations leave is not given back at once.
         is_timed: whether `seconds` were measured, on real weights; else they are estimates by work.
     """
 
@@ -57,6 +59,7 @@ class Trace:
     row_counts: dict[int, int]
     is_timed: bool
     overhead_nbytes: int = 0
+    ebbing_nbytes: int = 0
 
     def to_json(self) -> str:
         """The trace as text, for `from_json`."""
@@ -86,6 +89,7 @@ class Trace:
                 {_index(i, len(names)): _at_least_zero(count) for i, count in fields["row_counts"]},
                 bool(fields["is_timed"]),
                 _at_least_zero(fields["overhead_nbytes"]),
+                _at_least_zero(fields["ebbing_nbytes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, PlanError):

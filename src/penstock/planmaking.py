@@ -1,0 +1,91 @@
+"""From a trace and what is known of the process's memory to a problem, and the plan for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from penstock.admission import with_shares
+from penstock.capacity import capacity_for
+from penstock.checkpoint import Checkpoint
+from penstock.errors import BudgetInfeasibleError
+from penstock.machine import storage_profile
+from penstock.planning import Plan, Problem
+from penstock.profile import make_problem
+from penstock.runtime.binding import BoundWeight
+from penstock.terms import Terms
+from penstock.trace import Trace
+from penstock.tracestore import kept_plan
+
+LEFT_SHARE = 2
+"""Until a plan that ebbs was measured, one part in so many of what activations leave is taken to stay in the heap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a pass needs of the budget besides its weights.
+
+    Attributes:
+        activations_nbytes: its own tensors.
+        overhead_nbytes: what it was measured to take beyond arena and I/O buffers; 0 where it was not.
+        ebbing_nbytes: the same with a plan that ebbs, which counts only for such a one; 0 where it was not.
+        fixed_nbytes: buffers and parameters that do not stream.
+        caution_nbytes: what had better be free besides.
+    """
+
+    activations_nbytes: int
+    overhead_nbytes: int
+    ebbing_nbytes: int
+    fixed_nbytes: int
+    caution_nbytes: int
+
+
+class Planner:
+    """Makes the plans of one streamed module, with this machine's storage."""
+
+    def __init__(self, weights: Sequence[BoundWeight], checkpoint: Checkpoint, strategy: str) -> None:
+        path = checkpoint.files[0].path
+        self._weights = weights
+        self._profile = storage_profile(path)
+        self._capacity = capacity_for(strategy, path)
+
+    def plan(self, trace: Trace, terms: Terms, need: Need, *, moved: Collection[int]) -> tuple[Problem, Plan]:
+        """The best plan within what was measured.
+
+        The allocator holds on to some of what activations leave, which a plan that ebbs has to have room for. The
+        other way is not to ebb.
+
+        Raises:
+            BudgetInfeasibleError: there is none.
+        """
+        problem, plan = self._solve(trace, terms, need, moved)
+        ebbing_nbytes = need.ebbing_nbytes
+        if need.overhead_nbytes and not ebbing_nbytes:
+            ebbing_nbytes = need.overhead_nbytes + need.activations_nbytes // LEFT_SHARE
+        if not plan.ebbs or ebbing_nbytes <= need.overhead_nbytes:
+            return problem, plan
+        level = with_shares(trace, [1.0] * len(trace.calls))
+        found: list[tuple[Problem, Plan]] = []
+        for tried, overhead_nbytes in ((level, need.overhead_nbytes), (trace, ebbing_nbytes)):
+            try:
+                found.append(self._solve(tried, terms, replace(need, overhead_nbytes=overhead_nbytes), moved))
+            except BudgetInfeasibleError as error:
+                refused = error
+        if not found:
+            raise refused
+        return min(found, key=lambda pair: pair[1].prediction.warm_seconds)
+
+    def _solve(self, trace: Trace, terms: Terms, need: Need, moved: Collection[int]) -> tuple[Problem, Plan]:
+        problem = make_problem(
+            trace,
+            self._weights,
+            self._profile,
+            budget_nbytes=terms.budget.nbytes,
+            activations_nbytes=need.activations_nbytes,
+            fixed_nbytes=need.fixed_nbytes,
+            overhead_nbytes=need.overhead_nbytes,
+            moved=moved,
+            caution_nbytes=need.caution_nbytes,
+            capacity=self._capacity,
+        )
+        return problem, kept_plan(problem, terms.strategy, terms.options)
