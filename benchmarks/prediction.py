@@ -1,8 +1,9 @@
 """How well one profile predicts: passes inside several budgets, planned in every way, against what was predicted.
 
 A model's *profile* is how long each of its layers computes, as the product itself timed it once. The prediction of a
-configuration is its plan, simulated with the profile's times and with the storage bandwidth that was measured
-alongside, in the stream's own memory; nothing of the configuration's own passes goes into it. The resident model runs
+configuration is its plan, simulated with the profile's times and, turn by turn, with the storage bandwidth that was
+measured right before and after, in the stream's own memory: storage gives half as much from one moment to the next.
+What counts is the mean of the turns. Nothing of the configuration's own passes goes into it. The resident model runs
 in between: by how much its latency has moved since the profile was taken is how much of an error is the machine's. The
 error *alongside* is that of the same prediction with all times of the profile moved by as much.
 """
@@ -31,11 +32,12 @@ from benchmarks.strategies import lacking
 from benchmarks.summaries import absolute_errors, percentile
 from benchmarks.ways import WAYS
 from penstock.errors import BudgetInfeasibleError, PenstockError
+from penstock.planning.plan import Prediction
 from penstock.planning.simulate import predict
 from penstock.planning.strategies.registry import names
 
-LEAD_PASSES, TIMED_PASSES, RESIDENT_PASSES = 2, 4, 3
-TURNS = 2
+LEAD_PASSES, TIMED_PASSES, RESIDENT_PASSES = 1, 2, 2
+TURNS = 4
 BUDGETS, PROFILE_BUDGET = "25,45,70", 50
 PROFILE_PASSES = 5
 _DEFAULT_OUT = results.FOLDER / "prediction.json"
@@ -53,6 +55,27 @@ class Profile:
     budget_nbytes: int
     call_seconds: tuple[float, ...]
     resident_seconds: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some passes in a row.
+
+    Attributes:
+        rates: the storage's bandwidth right before and right after them, in bytes per second.
+        seconds, stall_seconds: of each pass.
+        resident_seconds: of the resident model, after that.
+    """
+
+    rates: tuple[float, float]
+    seconds: tuple[float, ...]
+    stall_seconds: tuple[float, ...]
+    resident_seconds: float
+
+    @property
+    def median_seconds(self) -> float:
+        """Of a pass."""
+        return statistics.median(self.seconds)
 
 
 def main(
@@ -139,37 +162,49 @@ def take_profile(model: Model, budget_nbytes: int, resident: Session) -> Profile
 
 
 def _configuration(session: Session, model: Model, profile: Profile, resident: Session, turns: int) -> dict[str, Any]:
-    """One budget and strategy, measured, and predicted from the profile."""
+    """One budget and strategy, measured, and predicted from the profile, turn by turn."""
     session.load()
     session.settle()
     probe = storage.BandwidthProbe.of_file(model.weights_file)
-    samples, rates, base = [], [], []
-    for _ in range(turns):
-        rates.append(session.bandwidth()["bytes_per_second"] or probe.measure())
-        samples += session.burst(LEAD_PASSES, TIMED_PASSES)["samples"]
-        rates.append(session.bandwidth()["bytes_per_second"] or probe.measure())
-        base += [sample["seconds"] for sample in resident.burst(lead=1, timed=RESIDENT_PASSES)["samples"]]
-    rate = statistics.median(rates)
+    taken = [_turn(session, resident, probe) for _ in range(turns)]
     found = session.installation()
-    told = predict(recast(found.problem, rate, call_seconds=profile.call_seconds), found.plan)
-    moved = statistics.median(base) / profile.resident_seconds
-    times = [moved * seconds for seconds in profile.call_seconds]
-    alongside = predict(recast(found.problem, rate, call_seconds=times), found.plan)
-    measured_seconds = statistics.median(sample["seconds"] for sample in samples)
+
+    def predicted(turn: Turn, moved: float) -> Prediction:
+        times = [moved * seconds for seconds in profile.call_seconds]
+        return predict(recast(found.problem, statistics.mean(turn.rates), call_seconds=times), found.plan)
+
+    told = [predicted(turn, 1.0) for turn in taken]
+    alongside = [predicted(turn, turn.resident_seconds / profile.resident_seconds) for turn in taken]
+    measured_seconds = statistics.mean(turn.median_seconds for turn in taken)
+    predicted_seconds = statistics.mean(item.warm_seconds for item in told)
     return {
         "budget_nbytes": found.plan.budget_nbytes,
-        "predicted_seconds": told.warm_seconds,
+        "predicted_seconds": predicted_seconds,
         "measured_seconds": measured_seconds,
-        "error": told.warm_seconds / measured_seconds - 1,
+        "error": predicted_seconds / measured_seconds - 1,
         "planned_seconds": found.plan.prediction.warm_seconds,
-        "stall_seconds": statistics.median(sample["stall_seconds"] for sample in samples),
-        "predicted_stall_seconds": told.stall_seconds,
-        "bytes_per_second": rate,
-        "machine_moved": moved - 1,
-        "alongside_error": alongside.warm_seconds / measured_seconds - 1,
-        "seconds": [sample["seconds"] for sample in samples],
-        "bandwidths": rates,
+        "stall_seconds": statistics.median(seconds for turn in taken for seconds in turn.stall_seconds),
+        "predicted_stall_seconds": statistics.mean(item.stall_seconds for item in told),
+        "machine_moved": statistics.mean(turn.resident_seconds for turn in taken) / profile.resident_seconds - 1,
+        "alongside_error": statistics.mean(item.warm_seconds for item in alongside) / measured_seconds - 1,
+        "turns": [asdict(turn) for turn in taken],
     }
+
+
+def _turn(session: Session, resident: Session, probe: storage.BandwidthProbe) -> Turn:
+    def rate() -> float:
+        return session.bandwidth()["bytes_per_second"] or probe.measure()
+
+    before = rate()
+    samples = session.burst(LEAD_PASSES, TIMED_PASSES)["samples"]
+    after = rate()
+    base = resident.burst(lead=1, timed=RESIDENT_PASSES)["samples"]
+    return Turn(
+        (before, after),
+        tuple(sample["seconds"] for sample in samples),
+        tuple(sample["stall_seconds"] for sample in samples),
+        statistics.median(sample["seconds"] for sample in base),
+    )
 
 
 def describe(model: Model, cells: Sequence[dict[str, Any]]) -> str:

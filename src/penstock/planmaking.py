@@ -11,14 +11,34 @@ from penstock.checkpoint import Checkpoint
 from penstock.errors import BudgetInfeasibleError
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
-from penstock.profile import make_problem
+from penstock.profile import MEASURABLE_NBYTES, make_problem
 from penstock.runtime.binding import BoundWeight
 from penstock.terms import Terms
 from penstock.trace import Trace
 from penstock.tracestore import kept_plan
 
+CAUTION = 4
+"""Before a pass was measured, this part of the budget is kept free for what only a measurement tells, besides as much
+as the process has come to hold already: Python's objects, mostly, but nobody knows what else."""
+
+CAUTION_OF_OVERHEAD = 6
+"""Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (28 to 33
+MiB of a ResNet-152)."""
+
 LEFT_SHARE = 2
 """Until a plan that ebbs was measured, one part in so many of what activations leave is taken to stay in the heap."""
+
+
+def caution(budget_nbytes: int, overhead_nbytes: int, held_nbytes: int) -> int:
+    """Bytes that had better be free besides what is known to be needed, if the budget allows it.
+
+    Args:
+        overhead_nbytes: what was measured; 0 where nothing was.
+        held_nbytes: what the process has come to hold already.
+    """
+    if budget_nbytes < MEASURABLE_NBYTES:
+        return 0
+    return overhead_nbytes // CAUTION_OF_OVERHEAD if overhead_nbytes else budget_nbytes // CAUTION + held_nbytes
 
 
 @dataclass(frozen=True, slots=True)

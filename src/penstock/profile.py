@@ -70,18 +70,7 @@ def make_problem(
         caution_nbytes: what to keep free besides.
         capacity: what can be loaded beside each call; None where the plan does not depend on it.
     """
-    read = {index for call in trace.calls for index in call.reads}
-    sliceable = _sliceable(trace, weights)
-    specs = tuple(
-        _weight(
-            weight,
-            profile,
-            row_count=None if index in read else trace.row_counts.get(index),
-            rows=weight.rows if index in sliceable else 1,
-            is_moved=index in moved,
-        )
-        for index, weight in enumerate(weights)
-    )
+    specs = _weights(trace, weights, profile, moved)
     rows = {index for index, spec in enumerate(specs) if spec.rows_only}
     calls = tuple(
         Call(
@@ -102,7 +91,31 @@ def make_problem(
         bookkeeping_nbytes = fixed_nbytes + CALL_NBYTES * len(calls) + workspace_nbytes
     has_rows = any(call.row_reads for call in trace.calls)
     reserve = Reserve(activations_nbytes, _io_nbytes(weights, has_rows), bookkeeping_nbytes + caution_nbytes)
-    storage = Storage(
+    storage = _storage(profile)
+    key = repr((specs, calls, storage, budget_nbytes, reserve))
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
+
+
+def _weights(
+    trace: Trace, weights: Sequence[BoundWeight], profile: StorageProfile, moved: Collection[int]
+) -> tuple[Weight, ...]:
+    read = {index for call in trace.calls for index in call.reads}
+    sliceable = _sliceable(trace, weights)
+    return tuple(
+        _weight(
+            weight,
+            profile,
+            row_count=None if index in read else trace.row_counts.get(index),
+            rows=weight.rows if index in sliceable else 1,
+            is_moved=index in moved,
+        )
+        for index, weight in enumerate(weights)
+    )
+
+
+def _storage(profile: StorageProfile) -> Storage:
+    return Storage(
         profile.bytes_per_second,
         profile.request_seconds,
         BLOCK_NBYTES,
@@ -113,9 +126,6 @@ def make_problem(
         regain_bytes_per_second=profile.regain_bytes_per_second,
         page_nbytes=profile.page_nbytes,
     )
-    key = repr((specs, calls, storage, budget_nbytes, reserve))
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    return Problem(specs, calls, storage, budget_nbytes, reserve, fingerprint, TINY_NBYTES, SLICE_SECONDS)
 
 
 def _load_nbytes(capacity: LoadCapacity, call: TracedCall, weights: Sequence[BoundWeight]) -> int:

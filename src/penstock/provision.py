@@ -19,7 +19,7 @@ from penstock.deployment import Deployment
 from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
 from penstock.footprint import Footprint, retain_little, return_free_memory, without_holes
-from penstock.planmaking import Need, Planner
+from penstock.planmaking import Need, Planner, caution
 from penstock.planning import Plan, Problem
 from penstock.planning.costs import lost_seconds
 from penstock.profile import MEASURABLE_NBYTES, margin_nbytes
@@ -33,14 +33,6 @@ logger = logging.getLogger("penstock")
 
 HEADROOM = 1.25
 """Reserve this much more than a larger call needs, so that a growing cache does not ask for a plan each token."""
-
-CAUTION = 4
-"""Before a pass was measured, this part of the budget is kept free for what only a measurement tells, besides as much
-as the process has come to hold already: Python's objects, mostly, but nobody knows what else."""
-
-CAUTION_OF_OVERHEAD = 6
-"""Afterwards, this part of what was measured: the allocator's luck differs so much from process to process (28 to 33
-MiB of a ResNet-152)."""
 
 GUARDED_OF_OVERHEAD = 6
 """Within a pass, free memory goes back where less than this part of what was measured is left: a layer may need it."""
@@ -274,13 +266,8 @@ class Provision:
         self._replan_with(primary, activations_nbytes, max(caution_nbytes - lacking_nbytes, 0))
 
     def _caution_nbytes(self) -> int:
-        """What had better be free besides what is known to be needed, if the budget allows it."""
-        if self.terms.budget.nbytes < MEASURABLE_NBYTES:
-            return 0
-        budget_nbytes, overhead_nbytes = self.terms.budget.nbytes, self.admission.overhead_nbytes
-        if not overhead_nbytes:
-            return budget_nbytes // CAUTION + self.footprint.growth_nbytes()
-        return overhead_nbytes // CAUTION_OF_OVERHEAD
+        overhead_nbytes, growth_nbytes = self.admission.overhead_nbytes, self.footprint.growth_nbytes()
+        return caution(self.terms.budget.nbytes, overhead_nbytes, growth_nbytes)
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)
