@@ -12,11 +12,11 @@ Cell = dict[str, Any]
 
 def provenance(results: Results) -> str:
     """Where and when the numbers above it were measured."""
-    machine, versions = results["machine"], results["versions"]
+    machine, versions, settings = results["machine"], results["versions"], results["settings"]
     parts = [
         f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_nbytes'] / 2**30:.0f} GiB",
         ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        f"medians of {results['settings']['repeats']}",
+        settings.get("statistic") or f"medians of {settings['repeats']}",
         results["date"][:10],
     ]
     return f"<sub>{'; '.join(parts)}. Commit {results['commit'] or 'unknown'}.</sub>"

@@ -77,6 +77,11 @@ class Turn:
         """Of a pass."""
         return statistics.median(self.seconds)
 
+    @property
+    def bytes_per_second(self) -> float:
+        """The rate at which as many bytes take the mean of the times that they take at `rates`."""
+        return statistics.harmonic_mean(self.rates)
+
 
 def main(
     models: Annotated[str, typer.Option(help="Comma-separated names.")] = ",".join(RUN),
@@ -91,7 +96,8 @@ def main(
     chosen = [find(name, tiny=tiny) for name in models.split(",")]
     wanted = [name for name in strategies.split(",") if lacking(name) is None]
     percents = [int(part) for part in budgets.split(",")]
-    settings = {"repeats": turns * TIMED_PASSES, "profile_budget": profile, "strategies": wanted, "tiny": tiny}
+    statistic = f"means of {turns} turns, medians of {TIMED_PASSES} passes each"
+    settings = {"statistic": statistic, "profile_budget": profile, "strategies": wanted, "tiny": tiny}
     everything = {**results.envelope("prediction", settings), "profiles": {}, "cells": []}
     prepare_all(chosen, [])
     for model in chosen:
@@ -171,7 +177,7 @@ def _configuration(session: Session, model: Model, profile: Profile, resident: S
 
     def predicted(turn: Turn, moved: float) -> Prediction:
         times = [moved * seconds for seconds in profile.call_seconds]
-        return predict(recast(found.problem, statistics.mean(turn.rates), call_seconds=times), found.plan)
+        return predict(recast(found.problem, turn.bytes_per_second, call_seconds=times), found.plan)
 
     told = [predicted(turn, 1.0) for turn in taken]
     alongside = [predicted(turn, turn.resident_seconds / profile.resident_seconds) for turn in taken]
@@ -183,7 +189,7 @@ def _configuration(session: Session, model: Model, profile: Profile, resident: S
         "measured_seconds": measured_seconds,
         "error": predicted_seconds / measured_seconds - 1,
         "planned_seconds": found.plan.prediction.warm_seconds,
-        "stall_seconds": statistics.median(seconds for turn in taken for seconds in turn.stall_seconds),
+        "stall_seconds": statistics.mean(statistics.median(turn.stall_seconds) for turn in taken),
         "predicted_stall_seconds": statistics.mean(item.stall_seconds for item in told),
         "machine_moved": statistics.mean(turn.resident_seconds for turn in taken) / profile.resident_seconds - 1,
         "alongside_error": statistics.mean(item.warm_seconds for item in alongside) / measured_seconds - 1,
