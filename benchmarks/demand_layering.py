@@ -13,7 +13,6 @@ activations and workspace, too.
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from benchmarks.run import forget_state, prepare_all, say
 from benchmarks.session import AMPLE_NBYTES, Session
 from benchmarks.ways import WAYS
 from penstock.errors import BudgetInfeasibleError
-from penstock.footprint import retain_little, return_free_memory
+from penstock.footprint import limit_allocator, retain_little, return_free_memory
 from penstock.profile import margin_nbytes
 
 MODELS = "resnet152,vgg16,densenet201,cspdarknet53,vit-large"
@@ -42,7 +41,6 @@ MISSES = 2  # so many budgets beyond every limit end the search
 LEAD_PASSES = 2
 PROBES = 5
 _GLIBC_MMAP_NBYTES = 32 << 20  # what glibc's own limit grows to where large blocks are freed
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _DEFAULT_OUT = results.FOLDER / "demand_layering.json"
 
 
@@ -168,9 +166,7 @@ def _pairs(resident: Session, streamed: Session, budget_nbytes: int, repeats: in
 
 def _retain_as_usual() -> None:
     """As glibc's allocator does after a few large blocks, where nobody gave it limits."""
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_THRESHOLD, _GLIBC_MMAP_NBYTES)
-    mallopt(_M_TRIM_THRESHOLD, 2 * _GLIBC_MMAP_NBYTES)
+    limit_allocator(_GLIBC_MMAP_NBYTES, 2 * _GLIBC_MMAP_NBYTES)
 
 
 def find_least(model: Model, tries: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from benchmarks import storage
 from benchmarks.model import Model
 from benchmarks.recast import recast
 from benchmarks.ways import WAYS, Way
+from penstock.footprint import return_free_memory
 from penstock.planning import make_plan
 from penstock.planning.bounds import least_warm_seconds
 from penstock.planning.simulate import predict
@@ -161,7 +161,7 @@ class Session:
             self.stream().close()
         self._module = self._output = None
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        return_free_memory()
 
     def stream(self) -> penstock.Stream:
         """The handle of a streamed model that is loaded."""

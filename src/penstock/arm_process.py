@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import hashlib
 import importlib
@@ -22,6 +20,7 @@ import penstock
 from penstock.arms import ArmSpec
 from penstock.cgroup import MemoryGroup
 from penstock.errors import PenstockError
+from penstock.footprint import reset_peak, return_free_memory
 from penstock.hub import load_skeleton
 from penstock.models import load_class
 from penstock.tensors import load_tensors, named_tensors, save_tensors
@@ -108,12 +107,11 @@ def warm_up(cls: Any, folder: str) -> None:
 def enter(group: MemoryGroup | None) -> int:
     """Gives back what is free, resets the peak and enters `group`; the resident set now, in bytes."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    return_free_memory()
     if group is not None:
         group.enter()
     else:
-        with contextlib.suppress(OSError):  # the peak then counts what was used before, too
-            Path("/proc/self/clear_refs").write_text("5")
+        reset_peak()  # where that is not allowed, the peak counts what was used before, too
     return _status_nbytes("VmRSS")
 
 

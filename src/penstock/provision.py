@@ -115,9 +115,10 @@ class Provision:
 
     def heap_kept_whole(self, signature: Signature) -> contextlib.AbstractContextManager[None]:
         """Around a pass: the first of a kind of call, and of a plan, must not leave the heap full of holes."""
-        is_first = signature in self.learning and signature not in self._met
-        self._met.update({signature} & self.learning.keys())
-        if is_first or signature != self.admitted or self.deployment.executor.is_cold:
+        is_new = signature in self.learning and signature not in self._met
+        if is_new:
+            self._met.add(signature)
+        if is_new or signature != self.admitted or self.deployment.executor.is_cold:
             return without_holes(self.terms.budget.nbytes)
         return contextlib.nullcontext()
 
@@ -139,7 +140,7 @@ class Provision:
         self.footprint.is_measuring = bool(self.learning)
         self.admission.add(signature, trace)
         if grown_nbytes is not None and self.terms.budget.nbytes >= MEASURABLE_NBYTES:
-            overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes + _ebbed_nbytes(plan)
+            overhead_nbytes = grown_nbytes - plan.reserve.io_nbytes + plan.ebbed_nbytes
             self.admission.note_overhead(signature, overhead_nbytes, is_ebbing=bool(plan.ebbs))
             spare_nbytes = plan.reserve.activations_nbytes + plan.reserve.bookkeeping_nbytes - overhead_nbytes
             is_learnt = signature not in self.learning
@@ -296,8 +297,3 @@ class Provision:
             ),
             moved=self._to_realign(),
         )
-
-
-def _ebbed_nbytes(plan: Plan) -> int:
-    """How far a pass stays below arena, staging and reserve together, because the arena ebbs where it needs most."""
-    return plan.arena_nbytes + plan.staging_nbytes + plan.reserve.total_nbytes - plan.prediction.peak_nbytes

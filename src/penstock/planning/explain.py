@@ -43,7 +43,6 @@ def _budget(plan: Plan) -> list[str]:
     sizes = dict(enumerate(plan.weight_nbytes))
     resident_nbytes = sum(sizes.get(slot.weight, 0) for slot in plan.resident)
     spare_nbytes = plan.budget_nbytes - plan.prediction.peak_nbytes
-    ebbed_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve.total_nbytes - plan.prediction.peak_nbytes
     rows = [
         ("resident weights", resident_nbytes),
         ("streaming space", plan.arena_nbytes - resident_nbytes),
@@ -51,7 +50,7 @@ def _budget(plan: Plan) -> list[str]:
         ("activations", reserve.activations_nbytes),
         ("I/O buffers", reserve.io_nbytes),
         ("bookkeeping", reserve.bookkeeping_nbytes),
-        *([("ebbs, to take off", ebbed_nbytes)] if ebbed_nbytes else []),
+        *([("ebbs, to take off", plan.ebbed_nbytes)] if plan.ebbed_nbytes else []),
         ("not needed", spare_nbytes),
     ]
     return [f"  {name:<18}{format_size(nbytes):>12}" for name, nbytes in rows]

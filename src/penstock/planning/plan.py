@@ -152,6 +152,11 @@ class Plan:
     call_activations_nbytes: tuple[int, ...] = ()
     ebbs: tuple[Ebb, ...] = ()
 
+    @property
+    def ebbed_nbytes(self) -> int:
+        """By so much a pass stays below arena, staging and reserve together: the arena ebbs where it needs most."""
+        return self.arena_nbytes + self.staging_nbytes + self.reserve.total_nbytes - self.prediction.peak_nbytes
+
     def to_json(self) -> str:
         """This plan as JSON text."""
         return json.dumps(asdict(self))
