@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +13,13 @@ import torch
 from torch import nn
 
 import penstock
-from penstock import planmaking, provision
+from penstock import planmaking
 from penstock.budget import Budget
 from penstock.errors import BudgetInfeasibleError
 from penstock.footprint import Footprint
 from penstock.planmaking import Need, Planner
 from penstock.planning import PlanOptions
+from penstock.provision import Provision
 from penstock.runtime.devices.cpu import CpuDevice
 from penstock.signature import Signature
 from penstock.terms import Terms
@@ -54,30 +57,33 @@ def test_each_layer_is_preceded_by_a_look_at_the_process(monkeypatch: pytest.Mon
     assert all(BUDGET * 0.9 < most < BUDGET for most in looks)
 
 
-def test_only_first_passes_map_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: list[int] = []
+def test_only_first_passes_map_every_tensor_and_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[str] = []
 
     @contextlib.contextmanager
-    def noted(budget_nbytes: int) -> Iterator[None]:
-        whole.append(budget_nbytes)
+    def noted() -> Iterator[None]:
+        passes.append("first")
         yield
 
-    monkeypatch.setattr(provision, "without_holes", noted)
+    learn = Provision.learn
+    monkeypatch.setattr(sys.modules["penstock.stream"], "without_holes", noted)
+    monkeypatch.setattr(Provision, "learn", lambda *args: (passes.append("timed"), learn(*args))[1])
     module = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
     penstock.stream(module, budget=BUDGET, example=torch.zeros(4, 512))
     with torch.inference_mode():
+        module(torch.zeros(4, 512))
+        assert passes == ["first"]
         for _ in range(6):
             module(torch.zeros(4, 512))
-        first = list(whole)
+        assert passes[:4] == ["first", "timed", "timed", "timed"]
+        assert passes[4:] in ([], ["first"])  # planned anew with what was measured
+        passes.clear()
+        module(torch.zeros(2, 512))  # the plan has room for it
+        assert passes == []
         penstock.inspect(module).budget = BUDGET // 2
-        for _ in range(3):
-            module(torch.zeros(4, 512))
+        module(torch.zeros(4, 512))
+        assert passes[0] == "first"
     penstock.restore(module)
-    assert first
-    assert set(first) == {BUDGET}
-    assert len(first) <= 2  # another one where the first plan was replaced once it was measured
-    assert BUDGET // 2 in whole[len(first) :]
-    assert len(whole) - len(first) <= 2
 
 
 CALLS = (TracedCall("a", (0,), (), 1.0, 0), TracedCall("b", (0,), (), 1.0, 1))
@@ -95,7 +101,8 @@ def planner(monkeypatch: pytest.MonkeyPatch, seconds: dict[tuple[int, bool], flo
         overhead_nbytes, may_ebb = found
         if (warm_seconds := seconds[found]) is None:
             raise BudgetInfeasibleError("no", needed_nbytes=overhead_nbytes)
-        return SimpleNamespace(ebbs=[0] * may_ebb, prediction=SimpleNamespace(warm_seconds=warm_seconds), of=found)
+        prediction = SimpleNamespace(warm_seconds=warm_seconds)
+        return SimpleNamespace(ebbs=[0] * may_ebb, prediction=prediction, budget_nbytes=overhead_nbytes, of=found)
 
     monkeypatch.setattr(planmaking, "make_problem", problem)
     monkeypatch.setattr(planmaking, "kept_plan", plan)
@@ -125,19 +132,49 @@ def test_a_plan_that_ebbs_has_room_for_what_activations_leave(
     assert plan.of == chosen  # type: ignore[attr-defined]
 
 
-def test_without_room_for_either_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_for_either_the_budget_is_refused_with_the_least_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = planner(monkeypatch, {(40, True): 1.0, (50, True): None, (40, False): None})
-    with pytest.raises(BudgetInfeasibleError):
+    with pytest.raises(BudgetInfeasibleError) as caught:
         made.plan(TRACE, TERMS, Need(10, 40, 50, 0, 0), moved=())
+    assert caught.value.needed_nbytes == 40
+
+
+def test_a_guess_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planner(monkeypatch, {(40, True): 1.0, (45, True): None, (40, False): None})
+    _, plan = made.plan(TRACE, TERMS, Need(10, 40, 0, 0, 0), moved=())
+    assert plan.of == (40, True)  # type: ignore[attr-defined]
+
+
+def test_where_memory_is_to_be_saved_the_smaller_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planner(monkeypatch, {(40, True): 1.0, (50, True): 1.1, (40, False): 1.2})
+    terms = replace(TERMS, options=PlanOptions(least_memory=True))
+    _, plan = made.plan(TRACE, terms, Need(10, 40, 50, 0, 0), moved=())
+    assert plan.of == (40, False)  # type: ignore[attr-defined]
 
 
 def test_passes_that_ebb_are_measured_apart() -> None:
     module = nn.Sequential(nn.Linear(512, 512))
     penstock.stream(module, budget=BUDGET, example=torch.zeros(4, 512))
     admission = penstock.inspect(module)._provision.admission
-    signature = Signature.of((torch.zeros(4, 512),), {})
-    admission.note_overhead(signature, 3 * MIB, is_ebbing=True)  # the first that is measured counts for all
-    admission.note_overhead(signature, 5 * MIB, is_ebbing=True)
-    admission.note_overhead(signature, 4 * MIB, is_ebbing=True)
+    first, second = (Signature.of((torch.zeros(rows, 512),), {}) for rows in (4, 2))
+    admission.add(second, replace(admission.trace(first), overhead_nbytes=0))  # type: ignore[type-var]
+    admission.note_overhead(first, 3 * MIB, is_ebbing=True)  # the first that is measured counts for all
+    assert (admission.overhead_nbytes, admission.ebbing_nbytes) == (3 * MIB, 3 * MIB)
+    admission.note_overhead(second, 5 * MIB, is_ebbing=True)
+    admission.note_overhead(first, 4 * MIB, is_ebbing=True)
     penstock.restore(module)
     assert (admission.overhead_nbytes, admission.ebbing_nbytes) == (3 * MIB, 5 * MIB)
+
+
+def test_each_kind_of_plan_is_measured_once_in_a_process() -> None:
+    module = nn.Sequential(nn.Linear(512, 512))
+    penstock.stream(module, budget=BUDGET, example=torch.zeros(4, 512))
+    admission = penstock.inspect(module)._provision.admission
+    signature = Signature.of((torch.zeros(8, 512),), {})
+    assert not admission.take_to_measure(signature, is_ebbing=False)  # nothing is known of it
+    admission.add(signature, TRACE)
+    asked = [admission.take_to_measure(signature, is_ebbing=is_ebbing) for is_ebbing in (False, False, True, True)]
+    penstock.restore(module)
+    assert asked == [True, False, True, False]

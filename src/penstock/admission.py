@@ -28,7 +28,7 @@ class Admission:
     def __init__(self, store: TraceStore) -> None:
         self._store = store
         self._traces: dict[Signature, Trace] = {}
-        self._measured: set[Signature] = set()
+        self._measured: set[tuple[Signature, bool]] = set()
         self.primary: Trace | None = None
         self.single_row = store.single_row()
 
@@ -63,14 +63,14 @@ class Admission:
         ):
             self.primary = trace
 
-    def take_to_measure(self, signature: Signature) -> bool:
-        """Whether this exact kind of call is known, and was not measured by this process yet.
+    def take_to_measure(self, signature: Signature, *, is_ebbing: bool) -> bool:
+        """Whether this exact kind of call is known, and was not measured by this process yet with such a plan.
 
         Another process may have measured less: how much the allocator retains is a matter of luck.
         """
-        if signature not in self._traces or signature in self._measured:
+        if signature not in self._traces or (signature, is_ebbing) in self._measured:
             return False
-        self._measured.add(signature)
+        self._measured.add((signature, is_ebbing))
         return True
 
     def activations_nbytes(self, signature: Signature) -> int | None:
@@ -120,11 +120,13 @@ class Admission:
         if trace is None:
             return
         rounded = max(-(-nbytes // _QUANTUM_NBYTES), 1) * _QUANTUM_NBYTES  # 0 stands for unmeasured
-        if is_ebbing and trace.overhead_nbytes:
-            if rounded > trace.ebbing_nbytes:
-                self.add(signature, replace(trace, ebbing_nbytes=rounded))
-        elif rounded > trace.overhead_nbytes:
-            self.add(signature, replace(trace, overhead_nbytes=rounded))
+        found = trace
+        if is_ebbing:
+            found = replace(found, ebbing_nbytes=max(found.ebbing_nbytes, rounded))
+        if not is_ebbing or not self.overhead_nbytes:  # nothing else tells yet
+            found = replace(found, overhead_nbytes=max(found.overhead_nbytes, rounded))
+        if found != trace:
+            self.add(signature, found)
 
 
 def with_shares(trace: Trace, shares: Sequence[float]) -> Trace:

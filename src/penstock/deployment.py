@@ -33,6 +33,7 @@ class Deployment:
     Attributes:
         installation: the plan in force with its memory, if there is one.
         owned_folder: what was written for this stream and goes with it, if anything was.
+        has_passed: whether a pass has ended with this plan.
         realigned: weights that are moved to aligned addresses by the plan in force.
         peak_nbytes: most bytes that any plan so far predicted.
     """
@@ -47,7 +48,7 @@ class Deployment:
         self.executor = Executor(weights, FileViews(checkpoint))
         self.attachment = Attachment(module)
         self.installation: Installation | None = None
-        self._is_settled = False
+        self._is_settled = self.has_passed = False
         self.realigned: frozenset[int] = frozenset()
         self._earlier = PipelineStats()  # of installations that are gone
         self.peak_nbytes = 0
@@ -108,7 +109,7 @@ class Deployment:
                 self._closer.pipeline = self.installation.pipeline
                 if self.executor.events is not None:
                     self.installation.record(self.executor.events)
-                self.realigned, self._is_settled = realigned, False
+                self.realigned, self._is_settled, self.has_passed = realigned, False, False
                 self.executor.install(self.installation.cold, self.installation.pipeline)
                 self.attachment.follow(self.executor, self.installation.cold)
         except BaseException:  # half of it would count as in force
@@ -144,6 +145,7 @@ class Deployment:
     def settle(self) -> None:
         """After a pass: let resident layers run free once they are loaded."""
         installation = self.installation
+        self.has_passed = installation is not None
         if installation is not None and not self._is_settled and not self.executor.is_cold:
             self.executor.settle(installation.warm)
             self.attachment.follow(self.executor, installation.warm)

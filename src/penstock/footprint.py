@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from mmap import PAGESIZE
@@ -106,6 +107,33 @@ def allocator_limits(budget_nbytes: int) -> tuple[int, int]:
     return mapped_nbytes, min(budget_nbytes // KEPT_SHARE, 2**31 - 1)
 
 
+class _Limits:
+    """The limits of glibc's allocator, which are the process's: those of the last budget, and lower in first passes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limits_nbytes: tuple[int, int] | None = None
+        self._first_passes = 0
+
+    def set(self, mapped_nbytes: int, kept_nbytes: int) -> None:
+        with self._lock:
+            self._limits_nbytes = mapped_nbytes, kept_nbytes
+            self._apply()
+
+    def count_first_passes(self, change: int) -> None:
+        with self._lock:
+            self._first_passes += change
+            self._apply()
+
+    def _apply(self) -> None:
+        mapped_nbytes, kept_nbytes = self._limits_nbytes or (MOST_MAPPED_NBYTES, 2 * MOST_MAPPED_NBYTES)
+        _limit(_M_MMAP_THRESHOLD, FIRST_MAPPED_NBYTES if self._first_passes else mapped_nbytes)
+        _limit(_M_TRIM_THRESHOLD, kept_nbytes)
+
+
+_limits = _Limits()
+
+
 def retain_little(budget_nbytes: int) -> None:
     """Have glibc's allocator give large blocks back at once; for the whole process, the last budget counts.
 
@@ -117,13 +145,12 @@ def retain_little(budget_nbytes: int) -> None:
 
 def limit_allocator(mapped_nbytes: int, kept_nbytes: int) -> None:
     """Have glibc's allocator map blocks from so many bytes on, and keep no more free at the end of its heap."""
-    _limit(_M_MMAP_THRESHOLD, mapped_nbytes)
-    _limit(_M_TRIM_THRESHOLD, kept_nbytes)
+    _limits.set(mapped_nbytes, kept_nbytes)
 
 
 @contextlib.contextmanager
-def without_holes(budget_nbytes: int) -> Iterator[None]:
-    """A pass in which kernels may make what they keep for good; `retain_little` counts again after it.
+def without_holes() -> Iterator[None]:
+    """A pass in which kernels may make what they keep for good; the limits set last count again after it.
 
     oneDNN keeps a kernel for every shape that it has met, some kilobytes each. Made in the heap between the tensors of
     a pass, these hold holes open for as long as the process lives, and each later pass touches more of them: a
@@ -131,11 +158,12 @@ def without_holes(budget_nbytes: int) -> Iterator[None]:
     first pass, which takes 232 ms for 142, what is kept lies together, and the other passes take 20 MiB and a tenth
     less time.
     """
-    _limit(_M_MMAP_THRESHOLD, FIRST_MAPPED_NBYTES)
+    return_free_memory()  # else tensors would begin with what the heap has free
+    _limits.count_first_passes(1)
     try:
         yield
     finally:
-        retain_little(budget_nbytes)
+        _limits.count_first_passes(-1)
 
 
 def _limit(option: int, nbytes: int) -> None:

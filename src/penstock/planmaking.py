@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.admission import with_shares
+from penstock.budget import format_size
 from penstock.capacity import capacity_for
 from penstock.checkpoint import Checkpoint
-from penstock.errors import BudgetInfeasibleError
+from penstock.errors import BudgetInfeasibleError, PlanError
 from penstock.machine import storage_profile
 from penstock.planning import Plan, Problem
 from penstock.profile import MEASURABLE_NBYTES, make_problem
@@ -33,6 +35,7 @@ def caution(budget_nbytes: int, overhead_nbytes: int, held_nbytes: int) -> int:
     """Bytes that had better be free besides what is known to be needed, if the budget allows it.
 
     Args:
+        budget_nbytes: all that there is.
         overhead_nbytes: what was measured; 0 where nothing was.
         held_nbytes: what the process has come to hold already.
     """
@@ -77,23 +80,28 @@ class Planner:
 
         Raises:
             BudgetInfeasibleError: there is none.
+            PlanError: none is what the options ask for.
         """
-        problem, plan = self._solve(trace, terms, need, moved)
+        first = self._solve(trace, terms, need, moved)
         ebbing_nbytes = need.ebbing_nbytes
         if need.overhead_nbytes and not ebbing_nbytes:
             ebbing_nbytes = need.overhead_nbytes + need.activations_nbytes // LEFT_SHARE
-        if not plan.ebbs or ebbing_nbytes <= need.overhead_nbytes:
-            return problem, plan
+        if not first[1].ebbs or ebbing_nbytes <= need.overhead_nbytes:
+            return first
         level = with_shares(trace, [1.0] * len(trace.calls))
         found: list[tuple[Problem, Plan]] = []
+        refused: list[BudgetInfeasibleError | PlanError] = []
         for tried, overhead_nbytes in ((level, need.overhead_nbytes), (trace, ebbing_nbytes)):
             try:
                 found.append(self._solve(tried, terms, replace(need, overhead_nbytes=overhead_nbytes), moved))
-            except BudgetInfeasibleError as error:
-                refused = error
+            except (BudgetInfeasibleError, PlanError) as error:
+                refused.append(error)
+        if not found and not need.ebbing_nbytes:
+            return first  # a guess refuses nothing
         if not found:
-            raise refused
-        return min(found, key=lambda pair: pair[1].prediction.warm_seconds)
+            raise min(refused, key=lambda error: getattr(error, "needed_nbytes", math.inf))
+        saves_memory = terms.options.least_memory or terms.options.max_overhead is not None
+        return min(found, key=lambda pair: pair[1].budget_nbytes if saves_memory else pair[1].prediction.warm_seconds)
 
     def _solve(self, trace: Trace, terms: Terms, need: Need, moved: Collection[int]) -> tuple[Problem, Plan]:
         problem = make_problem(
@@ -109,3 +117,21 @@ class Planner:
             capacity=self._capacity,
         )
         return problem, kept_plan(problem, terms.strategy, terms.options)
+
+
+def refusing_beyond(plan: Plan, budget_nbytes: int) -> Callable[[int], None]:
+    """What raises once a pass's own tensors take more bytes than `plan` leaves of the budget for them."""
+    reserve = plan.reserve
+    taken_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
+    room_nbytes = budget_nbytes - taken_nbytes
+
+    def check(live_nbytes: int) -> None:
+        if live_nbytes > room_nbytes:
+            raise BudgetInfeasibleError(
+                f"this call's activations reach {format_size(live_nbytes)}, and the budget of "
+                f"{format_size(budget_nbytes)} leaves {format_size(room_nbytes)} for them: "
+                "call it with smaller inputs or set a larger budget",
+                needed_nbytes=budget_nbytes + live_nbytes - room_nbytes,
+            )
+
+    return check

@@ -18,7 +18,7 @@ from penstock.checkpoint import Checkpoint
 from penstock.deployment import Deployment
 from penstock.dryrun import dry_result, dry_trace, prepare
 from penstock.errors import BudgetInfeasibleError, StreamStateError
-from penstock.footprint import Footprint, retain_little, return_free_memory, without_holes
+from penstock.footprint import Footprint, retain_little, return_free_memory
 from penstock.planmaking import Need, Planner, caution
 from penstock.planning import Plan, Problem
 from penstock.planning.costs import lost_seconds
@@ -75,7 +75,7 @@ class Provision:
         self._shares: tuple[float, ...] = ()  # of activations, by call, which the ebbs of the plan in force go by
         self.admitted: Signature | None = None
         self.learning: dict[Signature, int] = {}
-        self._met: set[Signature] = set()  # of these kinds, those that have run in this process
+        self._met: set[Signature] = set()  # of these kinds, those of which a pass has ended in this process
 
     def set_budget(self, budget: Budget) -> None:
         """Plan again for another byte cap.
@@ -113,14 +113,16 @@ class Provision:
         margin = margin_nbytes(budget_nbytes)
         return budget_nbytes - margin - max(margin, self.admission.overhead_nbytes // GUARDED_OF_OVERHEAD)
 
-    def heap_kept_whole(self, signature: Signature) -> contextlib.AbstractContextManager[None]:
-        """Around a pass: the first of a kind of call, and of a plan, must not leave the heap full of holes."""
+    def is_first(self, signature: Signature) -> bool:
+        """Whether kernels may still make what they keep: no pass of this plan, or of a new kind of call, has ended."""
         is_new = signature in self.learning and signature not in self._met
-        if is_new:
+        return is_new or signature != self.admitted or not self.deployment.has_passed
+
+    def settle(self, signature: Signature) -> None:
+        """A pass has ended."""
+        self.deployment.settle()
+        if signature in self.learning:
             self._met.add(signature)
-        if is_new or signature != self.admitted or self.deployment.executor.is_cold:
-            return without_holes(self.terms.budget.nbytes)
-        return contextlib.nullcontext()
 
     def begin_from_store(self) -> None:
         """Plan for the kind of call that an earlier process recorded, and begin to load, if there was one."""
@@ -183,7 +185,7 @@ class Provision:
         elif self.deployment.plan.ebbs and self.admission.activation_shares() != self._shares:
             self._make_room(needed)  # this kind of call has its activations at other times
         self.admitted = signature
-        if admission.take_to_measure(signature):
+        if admission.take_to_measure(signature, is_ebbing=bool(self.deployment.plan.ebbs)):
             self.learning.setdefault(signature, _TIMED_PASSES)
         if not self.learning:
             self.footprint.is_measuring = False
@@ -267,8 +269,7 @@ class Provision:
         self._replan_with(primary, activations_nbytes, max(caution_nbytes - lacking_nbytes, 0))
 
     def _caution_nbytes(self) -> int:
-        overhead_nbytes, growth_nbytes = self.admission.overhead_nbytes, self.footprint.growth_nbytes()
-        return caution(self.terms.budget.nbytes, overhead_nbytes, growth_nbytes)
+        return caution(self.terms.budget.nbytes, self.admission.overhead_nbytes, self.footprint.growth_nbytes())
 
     def _replan_with(self, primary: Trace, activations_nbytes: int, caution_nbytes: int) -> None:
         problem, plan = self._plan_with(primary, activations_nbytes, caution_nbytes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from penstock.budget import Budget, format_size
 from penstock.checkpoint import Checkpoint
-from penstock.errors import BudgetInfeasibleError, StreamStateError
+from penstock.errors import StreamStateError
+from penstock.footprint import without_holes
 from penstock.listening import Clock, heard, listening
+from penstock.planmaking import refusing_beyond
 from penstock.planning import Plan
 from penstock.provision import Provision
 from penstock.recorder import Recorder
@@ -244,25 +246,29 @@ class Stream:
                 provision.admit(signature, args, kwargs)
 
         def compute(*args: Any, **kwargs: Any) -> Any:
-            with provision.heap_kept_whole(signature):
-                return self._compute(signature, args, kwargs)
+            is_first = provision.is_first(signature)
+            with without_holes() if is_first else contextlib.nullcontext():
+                return self._compute(signature, args, kwargs, is_first=is_first)
 
         def after() -> None:
             self._deployment.storage.check_unchanged()
             self._pass_stall_seconds = self._deployment.stall_seconds() - stalled_seconds
-            self._deployment.settle()
+            provision.settle(signature)
             provision.footprint.leave()
 
         return self._deployment.executor.run_pass(compute, args, kwargs, before=before, after=after)
 
-    def _compute(self, signature: Signature, args: Any, kwargs: Any) -> Any:
-        """The pass itself: as it is, or recorded, timed and measured where something is still to be learnt."""
+    def _compute(self, signature: Signature, args: Any, kwargs: Any, *, is_first: bool) -> Any:
+        """The pass itself: as it is, or recorded, timed and measured where something is still to be learnt.
+
+        A first one, and one in which residents are still to come, takes other time and memory than those after it.
+        """
         provision = self._provision
         forward = self._deployment.attachment.root_layer
         if signature != provision.admitted:
             return self._compute_recorded(signature, args, kwargs)
         trace = provision.admission.trace(signature) if signature in provision.learning else None
-        if trace is None or self._deployment.executor.is_cold:
+        if trace is None or is_first or self._deployment.executor.is_cold:
             return forward(*args, **kwargs)
         clock = Clock(frozenset(call.module for call in trace.calls), self._deployment.stall_seconds)
         with listening(clock, self._deployment.module, clock.modules):
@@ -274,7 +280,7 @@ class Stream:
         """The first real pass where no dry run was possible: it streams, answers, and is recorded."""
         provision = self._provision
         recorder = Recorder(
-            self.weights, stalled=self._deployment.stall_seconds, on_peak=_refuse_beyond(self.plan, self.budget.nbytes)
+            self.weights, stalled=self._deployment.stall_seconds, on_peak=refusing_beyond(self.plan, self.budget.nbytes)
         )
         if self._deployment.installation is not None:
             index = {id(weight): position for position, weight in enumerate(self.weights)}
@@ -291,21 +297,3 @@ class Stream:
         self._row_nbytes += nbytes
         if self._deployment.executor.events is not None:
             self._deployment.executor.events.rows_read(nbytes, since)
-
-
-def _refuse_beyond(plan: Plan, budget_nbytes: int) -> Callable[[int], None]:
-    """What raises once a pass's own tensors take more than `plan` leaves of the budget for them."""
-    reserve = plan.reserve
-    taken_nbytes = plan.arena_nbytes + plan.staging_nbytes + reserve.io_nbytes + reserve.bookkeeping_nbytes
-    room_nbytes = budget_nbytes - taken_nbytes
-
-    def check(live_nbytes: int) -> None:
-        if live_nbytes > room_nbytes:
-            raise BudgetInfeasibleError(
-                f"this call's activations reach {format_size(live_nbytes)}, and the budget of "
-                f"{format_size(budget_nbytes)} leaves {format_size(room_nbytes)} for them: "
-                "call it with smaller inputs or set a larger budget",
-                needed_nbytes=budget_nbytes + live_nbytes - room_nbytes,
-            )
-
-    return check
