@@ -7,7 +7,18 @@ import sys
 
 from benchmarks.arm import REPOSITORY
 
-STEPS = ("run", "cold", "overhead", "planning", "prediction", "demand_layering", "strategies", "placement", "report")
+STEPS = (
+    "run",
+    "cold",
+    "overhead",
+    "planning",
+    "prediction",
+    "demand_layering",
+    "strategies",
+    "placement",
+    "training",
+    "report",
+)
 
 if __name__ == "__main__":
     for step in STEPS:

@@ -34,48 +34,23 @@ class ArmError(Exception):
         self.status, self.reason, self.needed_nbytes = status, reason, needed_nbytes
 
 
-class Arm:
-    """One running arm. It computes only while one of the methods waits for it."""
+class Child:
+    """A process that answers lines of JSON with lines of JSON. It computes only while `wait` waits for it."""
 
-    def __init__(
-        self, name: str, model: Model, budget_nbytes: int, group: MemoryGroup | None, *, is_capped: bool
-    ) -> None:
-        self.name, self.way, self.model = name, WAYS[name], model
-        self.group, self.budget_nbytes = group, budget_nbytes
-        self.is_capped = is_capped
+    def __init__(self, module: str, **environment: str) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # `close` closes it
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.child"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=REPOSITORY,
-            env=child_environment(),
+            env=child_environment() | environment,
             text=True,
         )
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("subprocess.PIPE gave no pipe")
         self._questions, self._answers = self._process.stdin, self._process.stdout
-
-    def start(self, *, warm_up: str = "pass") -> None:
-        """Tells the child what it is to be; it gets ready while others do.
-
-        Args:
-            warm_up: `"pass"`: it loads and runs the tiny twin in its own way; `"imports"`: its library loads the tiny
-                twin, and nothing is run.
-        """
-        where = {"path": str(self.group.path), "version": self.group.version} if self.group is not None else None
-        self._send(
-            {
-                "way": self.name,
-                "model": self.model.name,
-                "tiny": self.model.is_tiny,
-                "batch": self.model.batch,
-                "budget_nbytes": self.budget_nbytes,
-                "group": where,
-                "warm_up": warm_up,
-            }
-        )
 
     def wait(self, seconds: float = START_SECONDS) -> dict[str, Any]:
         """The child's next answer.
@@ -101,7 +76,7 @@ class Arm:
         Raises:
             ArmError: as `wait`.
         """
-        self._send({"do": verb, **arguments})
+        self.send({"do": verb, **arguments})
         return self.wait(ANSWER_SECONDS)
 
     def close(self) -> None:
@@ -118,7 +93,8 @@ class Arm:
         lines = self._log.read().strip().splitlines()
         return lines[-1] if lines else ""
 
-    def _send(self, question: dict[str, Any]) -> None:
+    def send(self, question: dict[str, Any]) -> None:
+        """Tells the child something without waiting for its answer."""
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
             self._questions.write(json.dumps(question) + "\n")
             self._questions.flush()
@@ -128,6 +104,38 @@ class Arm:
         if code == -9:
             return ArmError("killed", "killed by the kernel: it needed more memory than its cap")
         return ArmError("error", f"ended with {code}: {self.log_tail()}")
+
+
+class Arm(Child):
+    """One running arm of a model's passes."""
+
+    def __init__(
+        self, name: str, model: Model, budget_nbytes: int, group: MemoryGroup | None, *, is_capped: bool
+    ) -> None:
+        self.name, self.way, self.model = name, WAYS[name], model
+        self.group, self.budget_nbytes = group, budget_nbytes
+        self.is_capped = is_capped
+        super().__init__("benchmarks.child")
+
+    def start(self, *, warm_up: str = "pass") -> None:
+        """Tells the child what it is to be; it gets ready while others do.
+
+        Args:
+            warm_up: `"pass"`: it loads and runs the tiny twin in its own way; `"imports"`: its library loads the tiny
+                twin, and nothing is run.
+        """
+        where = {"path": str(self.group.path), "version": self.group.version} if self.group is not None else None
+        self.send(
+            {
+                "way": self.name,
+                "model": self.model.name,
+                "tiny": self.model.is_tiny,
+                "batch": self.model.batch,
+                "budget_nbytes": self.budget_nbytes,
+                "group": where,
+                "warm_up": warm_up,
+            }
+        )
 
 
 def child_environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ import penstock
 from penstock import errors
 
 EXPORTED = [
+    "AutoSwap",
     "Budget",
     "BudgetError",
     "BudgetInfeasibleError",
@@ -21,6 +22,7 @@ EXPORTED = [
     "Stream",
     "StreamStateError",
     "UnsupportedModelError",
+    "autoswap",
     "from_pretrained",
     "inspect",
     "plan",

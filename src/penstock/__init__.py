@@ -16,8 +16,10 @@ from penstock.errors import (
 from penstock.planning import Plan
 from penstock.report import Curve
 from penstock.stream import Stream
+from penstock.training import AutoSwap, autoswap
 
 __all__ = [
+    "AutoSwap",
     "Budget",
     "BudgetError",
     "BudgetInfeasibleError",
@@ -31,6 +33,7 @@ __all__ = [
     "Stream",
     "StreamStateError",
     "UnsupportedModelError",
+    "autoswap",
     "from_pretrained",
     "inspect",
     "plan",

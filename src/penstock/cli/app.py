@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import penstock
-from penstock.cli import bench, demo, machine, pack, plan, run
+from penstock.cli import bench, demo, execute, machine, pack, plan, run
 from penstock.cli.options import UsageError
 from penstock.errors import BudgetInfeasibleError, PenstockError
 
@@ -34,6 +34,7 @@ app.command()(plan.plan)
 app.command()(bench.bench)
 app.command()(pack.pack)
 app.command()(machine.machine)
+app.command("exec")(execute.execute)
 
 
 def _print_version(wanted: bool) -> None:

@@ -85,7 +85,6 @@ def _search(buffers: Buffers, deadline: float) -> list[PartSearch]:
         offsets = settled(part, starts[0][part.indices] // part.unit)
         searches.append(PartSearch(part, offsets))
     least = max(search.part.least for search in searches)
-    cp_model = load_solver()
     companion: Companion | None = None
     beams = 0
     try:
@@ -93,7 +92,7 @@ def _search(buffers: Buffers, deadline: float) -> list[PartSearch]:
             highest = max(searches, key=lambda search: search.height)
             if highest.is_proved or highest.height <= least:
                 break
-            if companion is None and cp_model is not None and beams >= _ALONE:
+            if beams == _ALONE and companion is None and (cp_model := load_solver()) is not None:
                 companion = Companion(cp_model, searches, deadline)
             if companion is not None:
                 companion.exchange()

@@ -1,0 +1,154 @@
+"""One arm of the training benchmark: `python -m benchmarks.training_child` answers lines of JSON with lines of JSON.
+
+Its baseline is a started interpreter that has trained a tiny model the same way: what is charged to its cgroup is the
+model's, its gradients', its optimizer's and what an iteration takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import penstock
+from benchmarks.session import quiet
+from benchmarks.training_models import Trained, find
+from penstock.cgroup import MemoryGroup
+from penstock.footprint import return_free_memory
+
+
+class Arm:
+    """A model that is trained in one way, a few steps at a time."""
+
+    def __init__(self, trained: Trained, way: str, *, budget_nbytes: int, scores: str, group: dict[str, Any]) -> None:
+        self._trained, self._way = trained, way
+        torch.manual_seed(0)
+        _warm_up()
+        return_free_memory()
+        self._group = MemoryGroup(Path(group["path"]), group["version"])
+        self._group.enter()
+        self._model = trained.make().train()
+        if way == "checkpoint":
+            _checkpoint_blocks(self._model)
+        self._optimizer = trained.optimizer(self._model.parameters())
+        self._chance = torch.Generator().manual_seed(1)
+        self._stack = contextlib.ExitStack()
+        self._swap: penstock.AutoSwap | None = None
+        if way == "autoswap":
+            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes, scores=scores)
+            self._swap = self._stack.enter_context(block)
+        elif way == "save-on-disk":
+            self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*_saving_everything()))
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """Seconds and losses of so many iterations, and the most memory that they took."""
+        self._group.reset_peak()
+        seconds, losses = [], []
+        for _ in range(count):
+            x, labels = self._trained.batch(self._trained.rows, self._chance)
+            began = perf_counter()
+            self._optimizer.zero_grad()
+            loss = self._trained.loss(self._model, x, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            seconds.append(perf_counter() - began)
+            losses.append(float(loss.detach()))
+        answer = {"seconds": seconds, "losses": losses, "peak_nbytes": self._group.peak_nbytes()}
+        if self._swap is not None and self._swap.plan is not None:
+            plan, stats = self._swap.plan, self._swap.stats
+            answer |= {
+                "planned": {
+                    "peak_nbytes": plan.peak_nbytes,
+                    "full_peak_nbytes": plan.full_peak_nbytes,
+                    "overhead_nbytes": self._swap.overhead_nbytes,
+                    "swapped_nbytes": plan.swapped_nbytes,
+                    "predicted_seconds": plan.predicted_seconds,
+                    "compute_seconds": plan.compute_seconds,
+                    "bound_seconds": plan.bound_seconds,
+                    "method": plan.method,
+                },
+                "stats": asdict(stats),
+                "pool": asdict(self._swap.pool_stats) if self._swap.pool_stats is not None else None,
+            }
+        return answer
+
+    def digest(self) -> dict[str, Any]:
+        """Of all weights and gradients."""
+        found = hashlib.sha256()
+        for parameter in self._model.parameters():
+            for tensor in (parameter.detach(), parameter.grad):
+                if tensor is not None:
+                    found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        return {"digest": found.hexdigest()}
+
+
+def _warm_up() -> None:
+    """Threads, kernels and imports are nobody's."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(8))
+    model(torch.zeros(2, 3, 16, 16))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with penstock.autoswap(model, optimizer, budget="1GiB"):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.zeros(2, 3, 16, 16)).sum().backward()
+            optimizer.step()
+
+
+def _checkpoint_blocks(model: nn.Module) -> None:
+    """`torch.utils.checkpoint` on every block: whatever is repeated in a list of modules."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
+            for child in module:
+                if sum(1 for _ in child.parameters()) > 2:
+                    _checkpointed(child)
+
+
+def _checkpointed(child: nn.Module) -> None:
+    forward = child.forward
+    child.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)  # type: ignore[method-assign]
+
+
+def _saving_everything() -> tuple[Any, Any]:
+    """What `save_on_cpu` does, to disk: every saved tensor to a file, and back when it is asked for."""
+    raise NotImplementedError
+
+
+def main() -> None:
+    """Serves the parent on the standard streams."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with os.fdopen(os.dup(1), "w") as write:
+        os.dup2(2, 1)
+        try:
+            quiet()
+            torch.set_num_threads(2)
+            start = json.loads(sys.stdin.readline())
+            arm = Arm(find(start.pop("model")), start.pop("way"), **start)
+            answer: dict[str, Any] = {}
+            while True:
+                print(json.dumps(answer), file=write, flush=True)
+                line = sys.stdin.readline()
+                if not line:
+                    return
+                question = json.loads(line)
+                answer = getattr(arm, question.pop("do"))(**question)
+        except Exception as error:  # the parent records it
+            traceback.print_exc()
+            needed = getattr(error, "needed_nbytes", None)
+            reason = f"{type(error).__name__}: {error}"
+            print(json.dumps({"error": reason, "needed_nbytes": needed}), file=write, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Markdown table of training within budgets: a pure function of the JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.markdown import Cell, Results, provenance, table
+
+SAVED_TARGET, OVERHEAD_TARGET, SAVED_BY_ALL = 0.342, 0.01, 0.30
+_GIB = 2**30
+
+
+def training_table(results: Results) -> str:
+    """Model and budget: memory and time against plain training."""
+    cells = results["cells"]
+    head = ["", "batch", "budget", "plain", "within it", "memory", "time", "written", "same bits"]
+    rows = [_row(cell) for cell in cells]
+    return "\n\n".join([table(head, rows, left=1), _verdict(cells), provenance(results)])
+
+
+def _row(cell: Cell) -> list[str]:
+    head = [cell["title"], str(cell["rows"]), f"{cell['budget_percent']:g} %"]
+    if cell["status"] != "ok":
+        return [*head, *_refusal(cell), "", "", "", "", ""]
+    planned = cell["planned"]
+    return [
+        *head,
+        f"{cell['plain_peak_nbytes'] / _GIB:.2f} GiB, {statistics.median(cell['plain_seconds']):.2f} s",
+        f"{cell['autoswap_peak_nbytes'] / _GIB:.2f} GiB, {statistics.median(cell['autoswap_seconds']):.2f} s",
+        f"**{-100 * cell['saved']:+.1f} %**",
+        f"**{100 * cell['overhead']:+.1f} %**",
+        f"{planned['swapped_nbytes'] / _GIB:.2f} GiB",
+        f"yes, {cell['compared_steps']} steps" if cell["is_identical"] else "no",
+    ]
+
+
+def _refusal(cell: Cell) -> list[str]:
+    needed = cell.get("needed_nbytes")
+    return [f"too small: needs {needed / _GIB:.2f} GiB" if needed else cell["status"]]
+
+
+def _verdict(cells: Sequence[Cell]) -> str:
+    """How many models reach the targets at some budget."""
+    models = dict.fromkeys(cell["title"] for cell in cells)
+    done = [cell for cell in cells if cell["status"] == "ok" and cell["is_identical"]]
+
+    def reach(saved: float, overhead: float) -> int:
+        return len({c["title"] for c in done if c["saved"] >= saved and c["overhead"] <= overhead} & models.keys())
+
+    return (
+        f"At least {100 * SAVED_TARGET:g} % less memory at ≤ {100 * OVERHEAD_TARGET:g} % more time: "
+        f"**{reach(SAVED_TARGET, OVERHEAD_TARGET)} of {len(models)}** models (target 3); at least "
+        f"{100 * SAVED_BY_ALL:g} % less: {reach(SAVED_BY_ALL, OVERHEAD_TARGET)} (target all)."
+    )

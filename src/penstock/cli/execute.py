@@ -1,0 +1,25 @@
+"""`penstock exec`: a program whose allocations `penstock.autoswap` can plan."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Annotated
+
+import typer
+
+from penstock.cli.options import UsageError
+
+
+def execute(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="After `--`: python train.py, say.")],
+) -> None:
+    """Run COMMAND with the planned pool: `penstock.autoswap` in it then places every large block beforehand."""
+    from penstock.training.pool import library
+
+    program = shutil.which(command[0])
+    if program is None:
+        raise UsageError(f"{command[0]}: no such program: name one that is in PATH, such as python")
+    before = os.environ.get("LD_PRELOAD")
+    os.environ["LD_PRELOAD"] = f"{library()} {before}" if before else str(library())
+    os.execv(program, command)

@@ -1,0 +1,125 @@
+"""Which storages leave memory during an iteration of training, so that it fits and takes as little longer as can be.
+
+AutoSwap (Zhang et al., arXiv 1903.06631) takes absences in the order of a score until the limit is reached. So do we,
+for each of its four scores, and then look for something better: where the load is highest, what brings it down for the
+least transfer, every peak in turn; what turns out not to be needed is left in memory again, and what is costly is
+exchanged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from penstock.budget import format_size
+from penstock.errors import BudgetInfeasibleError, PlanError
+from penstock.planning.swap_check import check_swaps
+from penstock.planning.swap_plan import SwapPlan
+from penstock.planning.swap_problem import Absence, SwapProblem
+from penstock.planning.swap_schedule import Schedule, no_overhead, stick_to_limit
+from penstock.planning.swap_scores import SCORES, excess
+from penstock.planning.swap_search import exchanged, reached, without_needless
+
+METHODS = ("best", *SCORES)
+SCHEDULES = ("stick-to-limit", "no-overhead")
+
+
+def plan_swaps(
+    problem: SwapProblem, *, scores: str = "best", schedule: str = "stick-to-limit", seconds: float = 2.0
+) -> SwapPlan:
+    """The best plan for `problem` that is found in about `seconds`, checked.
+
+    Args:
+        problem: an iteration and its limit.
+        scores: one of `METHODS`: a score of the paper, or `best`, which tries them all and its own search.
+        schedule: `stick-to-limit` keeps the limit and may wait; `no-overhead` waits for nothing and may miss it.
+        seconds: how long `best` may search.
+
+    Raises:
+        BudgetInfeasibleError: the limit is below what no plan can do without; says how much that is.
+        PlanError: there is no such score or schedule.
+    """
+    if scores not in METHODS:
+        raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
+    if schedule not in SCHEDULES:
+        raise PlanError(f"schedule={schedule!r} is none of {', '.join(SCHEDULES)}")
+    least_nbytes = problem.least_nbytes()
+    if least_nbytes > problem.limit_nbytes and schedule == "stick-to-limit":
+        raise BudgetInfeasibleError(
+            f"an iteration has {format_size(least_nbytes)} in memory at one moment that are all in use, and the limit "
+            f"is {format_size(problem.limit_nbytes)}: set a larger one, or take smaller batches",
+            needed_nbytes=least_nbytes,
+        )
+    deadline = time.monotonic() + seconds
+    chosen = {name: _prefix(problem, order(problem)) for name, order in SCORES.items() if scores in (name, "best")}
+    if scores == "best":
+        chosen["search"] = without_needless(problem, reached(problem))
+    found = {name: _scheduled(problem, absences, schedule) for name, absences in chosen.items()}
+    method = min(found, key=lambda name: _rank(problem, found[name]))
+    best = found[method]
+    if scores == "best" and schedule == "stick-to-limit":
+        better = exchanged(problem, without_needless(problem, chosen[method]), deadline)
+        if _rank(problem, better) < _rank(problem, best):
+            method, best = "search", better
+    plan = SwapPlan(
+        swaps=best.swaps,
+        gone=best.gone,
+        method=method,
+        limit_nbytes=problem.limit_nbytes,
+        peak_nbytes=best.peak_nbytes,
+        full_peak_nbytes=problem.peak_nbytes,
+        compute_seconds=float(problem.starts[-1]),
+        predicted_seconds=float(best.seconds),
+        bound_seconds=least_seconds(problem),
+    )
+    check_swaps(problem, plan, keeps_limit=schedule == "stick-to-limit")
+    return plan
+
+
+def least_seconds(problem: SwapProblem) -> float:
+    """No iteration within the limit takes less.
+
+    What exceeds the limit during a segment has been written before it, after the first segment at which any of what may
+    be away then may leave; and is read after it, before the last segment at which any of it has to be back. If the time
+    that computing takes in between is less than the transfers' at full bandwidth, the difference is waited for. Both
+    waits add up, because one is before the segment and the other after it.
+    """
+    starts, most = problem.starts, 0.0
+    for segment in np.flatnonzero(excess(problem, ())):
+        covering = [a for a in problem.absences if a.leaves <= segment < a.returns]
+        if not covering:
+            continue
+        nbytes = int(problem.load_nbytes[segment]) - problem.limit_nbytes
+        before = starts[segment] - starts[min(a.leaves for a in covering)]
+        after = starts[max(a.returns for a in covering)] - starts[segment + 1]
+        waits = (nbytes / problem.out.bytes_per_second - before, nbytes / problem.back.bytes_per_second - after)
+        most = max(most, sum(max(float(wait), 0.0) for wait in waits))
+    return float(starts[-1]) + most
+
+
+def _rank(problem: SwapProblem, schedule: Schedule) -> tuple[float, float, int]:
+    missed = max(schedule.peak_nbytes - problem.limit_nbytes, 0)
+    return missed, schedule.seconds, sum(swap.nbytes for swap in schedule.swaps)
+
+
+def _prefix(problem: SwapProblem, order: Sequence[Absence]) -> tuple[Absence, ...]:
+    """The fewest first ones of `order` with which the limit can be kept; all where it cannot."""
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if excess(problem, order[:middle]).any():
+            low = middle + 1
+        else:
+            high = middle
+    return tuple(order[:low])
+
+
+def _scheduled(problem: SwapProblem, chosen: Sequence[Absence], schedule: str) -> Schedule:
+    if schedule == "no-overhead":
+        return no_overhead(problem, chosen)
+    found = stick_to_limit(problem, chosen)
+    if found is None:  # cannot be: what is chosen is within the limit when each is away as long as it can
+        raise PlanError("what was chosen is not within the limit")
+    return found

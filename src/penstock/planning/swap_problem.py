@@ -1,0 +1,114 @@
+"""What there is to decide when an iteration of training is to need less memory, in plain numbers.
+
+An iteration is cut into *segments*, at whose starts the runtime can act. During each, some bytes are live; some of them
+belong to *absences*: stretches between two uses of one storage, during which it need not be in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from penstock.errors import PlanError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction between memory and the next tier: a transfer takes `fixed_seconds + nbytes / bytes_per_second`."""
+
+    fixed_seconds: float
+    bytes_per_second: float
+
+    def __post_init__(self) -> None:
+        """Raises PlanError: no transfer would ever end, or begin."""
+        if not (self.bytes_per_second > 0 and np.isfinite(self.bytes_per_second)):
+            raise PlanError(f"a link of {self.bytes_per_second} bytes per second carries nothing: measure it again")
+        if not (self.fixed_seconds >= 0 and np.isfinite(self.fixed_seconds)):
+            raise PlanError(f"a link cannot take {self.fixed_seconds} seconds before each transfer: measure it again")
+
+    def seconds(self, nbytes: int) -> float:
+        """How long `nbytes` take."""
+        return self.fixed_seconds + nbytes / self.bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """A stretch during which a storage may be away.
+
+    Attributes:
+        storage: which; a storage may have several absences.
+        nbytes: its size.
+        leaves: the first segment that does not use it: from its start on it may be written.
+        returns: the next segment that uses it: it must be back at its start.
+    """
+
+    storage: int
+    nbytes: int
+    leaves: int
+    returns: int
+
+
+@dataclass(frozen=True, eq=False)
+class SwapProblem:
+    """An iteration, and what may be away when.
+
+    Attributes:
+        seconds: (n,) how long each segment computes.
+        load_nbytes: (n,) the most bytes that are live at one moment of each segment while nothing is away.
+        absences: what may be away; those of one storage do not overlap.
+        out, back: the links.
+        limit_nbytes: what may be in memory at any moment.
+    """
+
+    seconds: Floats
+    load_nbytes: Ints
+    absences: tuple[Absence, ...]
+    out: Link
+    back: Link
+    limit_nbytes: int
+
+    def __post_init__(self) -> None:
+        """Raises PlanError: the numbers make no sense; says which."""
+        count = len(self.seconds)
+        if count == 0 or len(self.load_nbytes) != count:
+            raise PlanError(f"an iteration of {count} segments with {len(self.load_nbytes)} loads: record it again")
+        if not (np.isfinite(self.seconds).all() and (self.seconds >= 0).all()):
+            raise PlanError("a segment takes less than no time, or for ever: record the iteration again")
+        if (self.load_nbytes < 0).any():
+            raise PlanError("a segment has less than nothing in memory: record the iteration again")
+        for index, absence in enumerate(self.absences):
+            if not (0 <= absence.leaves < absence.returns < count + 1 and absence.nbytes > 0):
+                raise PlanError(f"absences[{index}] is {absence}, in an iteration of {count} segments")
+
+    @cached_property
+    def starts(self) -> Floats:
+        """(n + 1,) when each segment starts, and the last ends, if nothing is waited for."""
+        return np.concatenate([[0.0], np.cumsum(self.seconds)])
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most bytes that are live at one moment while nothing is away."""
+        return int(self.load_nbytes.max())
+
+    def least_nbytes(self) -> int:
+        """No limit below this can be kept: what is live at the worst moment with all away that may be."""
+        return int((self.load_nbytes - self.away_nbytes(self.absences)).max())
+
+    def away_nbytes(self, absences: tuple[Absence, ...]) -> Ints:
+        """(n,) bytes that are away in each segment if these take as long as they can."""
+        change = np.zeros(len(self.seconds) + 1, dtype=np.int64)
+        for absence in absences:
+            change[absence.leaves] += absence.nbytes
+            change[absence.returns] -= absence.nbytes
+        return np.cumsum(change[:-1])
+
+    def hidden_seconds(self, absence: Absence) -> float:
+        """How much longer the absence is than writing and reading it take: below zero, something waits for it."""
+        away_seconds = float(self.starts[absence.returns] - self.starts[absence.leaves])
+        return away_seconds - self.out.seconds(absence.nbytes) - self.back.seconds(absence.nbytes)

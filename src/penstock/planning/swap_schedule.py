@@ -1,0 +1,176 @@
+"""When chosen storages leave and come back, and what that costs (AutoSwap, arXiv 1903.06631, section on scheduling).
+
+Writes go one after another, each as early as its last use allows; reads one after another, each as late as it may be
+for its next use and the read after it. Two schedules: *stick to the limit*, whose segments wait until there is room,
+and *no overhead*, in which nothing waits and the limit may be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from penstock.planning.swap_plan import Swap, SwapPlan
+from penstock.planning.swap_problem import Absence, Ints, SwapProblem
+
+SLACK = 4
+"""A write that nothing waits for may end so many segments late before the place that it leaves is given to others."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Swaps in the order of writing; how many of them are written before each segment; when the iteration ends."""
+
+    swaps: tuple[Swap, ...]
+    gone: tuple[int, ...]
+    peak_nbytes: int
+    seconds: float
+
+
+def stick_to_limit(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule | None:
+    """The schedule that is within the limit at any moment, however slow the links; None if there is none."""
+    order = _in_order(chosen)
+    reads = _latest_reads(problem, order)
+    away = _away(problem, order, reads)
+    for segment in np.flatnonzero(problem.load_nbytes - away > problem.limit_nbytes):
+        lacking = int(problem.load_nbytes[segment] - away[segment]) - problem.limit_nbytes
+        early = [i for i, a in enumerate(order) if reads[i] <= segment < a.returns and a.leaves <= segment]
+        for index in sorted(early, key=lambda i: -order[i].returns):  # what is needed last is delayed first
+            if lacking <= 0:
+                break
+            lacking -= order[index].nbytes
+            away[reads[index] : segment + 1] += order[index].nbytes
+            reads[index] = int(segment) + 1
+        if lacking > 0:
+            return None
+    swaps = _swaps(order, reads)
+    gone = writes_before(problem, swaps)
+    peak_nbytes = int((problem.load_nbytes - away).max())
+    return Schedule(swaps, gone, peak_nbytes, simulate_swaps(problem, swaps, gone))
+
+
+def no_overhead(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule:
+    """The schedule in which nothing waits; what cannot be written and read in time stays."""
+    order = _in_order(chosen)
+    while True:
+        reads, written = _latest_reads(problem, order), 0.0
+        late = None
+        for index, absence in enumerate(order):
+            written = max(written, problem.starts[absence.leaves]) + problem.out.seconds(absence.nbytes)
+            if written > problem.starts[reads[index]] or reads[index] <= absence.leaves:
+                late = index
+                break
+        if late is None:
+            break
+        del order[late]
+    swaps = _swaps(order, reads)
+    gone = (0,) * len(problem.seconds)
+    present_nbytes, written = problem.load_nbytes.copy(), 0.0
+    for swap in swaps:
+        written = max(written, problem.starts[swap.leaves]) + problem.out.seconds(swap.nbytes)
+        first = int(np.searchsorted(problem.starts, written))
+        present_nbytes[first : swap.reads_at] -= swap.nbytes
+    return Schedule(swaps, gone, int(present_nbytes.max()), simulate_swaps(problem, swaps, gone))
+
+
+def _in_order(chosen: Iterable[Absence]) -> list[Absence]:
+    return sorted(chosen, key=lambda absence: (absence.leaves, -absence.nbytes, absence.storage))
+
+
+def _swaps(order: Sequence[Absence], reads: Sequence[int]) -> tuple[Swap, ...]:
+    """Those that are ever away."""
+    pairs = zip(order, reads, strict=True)
+    return tuple(Swap(a.storage, a.nbytes, a.leaves, read, a.returns) for a, read in pairs if read > a.leaves)
+
+
+def _latest_reads(problem: SwapProblem, order: Sequence[Absence]) -> list[int]:
+    """For each absence the last segment at whose start its reading may begin, so that no use waits."""
+    reads = [0] * len(order)
+    free = float("inf")  # when the read after it has to begin
+    for index in sorted(range(len(order)), key=lambda i: (-order[i].returns, i)):
+        absence = order[index]
+        free = min(problem.starts[absence.returns], free) - problem.back.seconds(absence.nbytes)
+        segment = int(np.searchsorted(problem.starts, free, side="right")) - 1
+        reads[index] = min(max(segment, absence.leaves), absence.returns)
+    return reads
+
+
+def _away(problem: SwapProblem, order: Sequence[Absence], reads: Sequence[int]) -> Ints:
+    change = np.zeros(len(problem.seconds) + 1, dtype=np.int64)
+    for absence, read in zip(order, reads, strict=True):
+        change[absence.leaves] += absence.nbytes
+        change[read] -= absence.nbytes
+    return np.cumsum(change[:-1])
+
+
+def writes_before(problem: SwapProblem, swaps: Sequence[Swap]) -> tuple[int, ...]:
+    """For each segment, how many of the first swaps have to be written before it, so that there is room for it."""
+    gone: list[int] = []
+    for segment, load_nbytes in enumerate(problem.load_nbytes):
+        lacking, count = int(load_nbytes) - problem.limit_nbytes, 0
+        for index, swap in enumerate(swaps):
+            if lacking <= 0 or swap.leaves > segment:
+                break
+            if swap.reads_at > segment:
+                lacking -= swap.nbytes
+                count = index + 1
+        gone.append(count)
+    return tuple(gone)
+
+
+def gone_in_time(problem: SwapProblem, plan: SwapPlan) -> SwapPlan:
+    """`plan`, in which every write is waited for where others get its place: a little later than it should end.
+
+    Where no room is needed the plan waits for nothing; places planned beforehand need to know.
+    """
+    gone = list(plan.gone)
+    written = 0.0
+    for index, swap in enumerate(plan.swaps):
+        written = max(written, problem.starts[swap.leaves]) + problem.out.seconds(swap.nbytes)
+        expected = int(np.searchsorted(problem.starts, written))
+        first = min(max(expected + SLACK, swap.leaves + 1), swap.reads_at)
+        for segment in range(first, len(gone)):
+            gone[segment] = max(gone[segment], index + 1)
+    return replace(plan, gone=tuple(gone))
+
+
+def gone_by(plan: SwapPlan) -> tuple[int, ...]:
+    """For each swap the segment at whose start it has left for certain."""
+    return tuple(
+        next((segment for segment, count in enumerate(plan.gone) if count > index), swap.reads_at)
+        for index, swap in enumerate(plan.swaps)
+    )
+
+
+def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap], gone: Sequence[int]) -> float:
+    """Seconds that an iteration takes: segments wait for room and for what they use, links for their last transfer."""
+    leaving, reading, using = (_by_segment(swaps, name) for name in ("leaves", "reads_at", "returns"))
+    written: list[float] = []
+    back: dict[int, float] = {}
+    now = write_free = read_free = 0.0
+    for segment, seconds in enumerate(problem.seconds):
+        for index in leaving.get(segment, ()):
+            write_free = max(now, write_free) + problem.out.seconds(swaps[index].nbytes)
+            written.append(write_free)
+        if gone[segment]:
+            now = max(now, written[gone[segment] - 1])
+        for index in reading.get(segment, ()):
+            if written[index] > now:  # still there
+                back[index] = written[index]
+            else:
+                read_free = max(now, read_free) + problem.back.seconds(swaps[index].nbytes)
+                back[index] = read_free
+        for index in using.get(segment, ()):
+            now = max(now, back[index])
+        now += seconds
+    last = [back[index] for index in using.get(len(problem.seconds), ()) if index in back]
+    return max([now, *last])
+
+
+def _by_segment(swaps: Sequence[Swap], name: str) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for index, swap in enumerate(swaps):
+        found.setdefault(getattr(swap, name), []).append(index)
+    return found

@@ -1,0 +1,74 @@
+"""Our own choice of what leaves: every peak in turn, nothing needless, and exchanges where the iteration waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from penstock.planning.swap_problem import Absence, Floats, SwapProblem
+from penstock.planning.swap_schedule import Schedule, stick_to_limit
+from penstock.planning.swap_scores import excess
+
+
+def reached(problem: SwapProblem) -> tuple[Absence, ...]:
+    """Absences that bring every segment within the limit, as far as any can."""
+    return _filled(problem, [], list(problem.absences))[0]
+
+
+def _filled(problem: SwapProblem, kept: list[Absence], left: list[Absence]) -> tuple[tuple[Absence, ...], bool]:
+    """`kept`, and what of `left` has to leave besides; whether that is within the limit.
+
+    At the segment that exceeds it most, the next is the one that takes most of what exceeds off the iteration for a
+    byte of transfer; where something waits for each of them, the one that is waited for least.
+    """
+    while True:
+        above = excess(problem, kept)
+        worst = int(np.argmax(above))
+        if above[worst] <= 0:
+            return tuple(kept), True
+        covering = [absence for absence in left if absence.leaves <= worst < absence.returns]
+        if not covering:
+            return tuple(kept), False
+        taken = max(covering, key=lambda absence: _worth(problem, absence, above))
+        left.remove(taken)
+        kept.append(taken)
+
+
+def _worth(problem: SwapProblem, absence: Absence, above: Floats) -> tuple[bool, float]:
+    away = slice(absence.leaves, absence.returns)
+    taken_off = float((np.minimum(above[away], absence.nbytes) * problem.seconds[away]).sum())
+    hidden = problem.hidden_seconds(absence)
+    return hidden >= 0, taken_off / absence.nbytes if hidden >= 0 else hidden
+
+
+def without_needless(problem: SwapProblem, chosen: Sequence[Absence]) -> tuple[Absence, ...]:
+    """Without those that the limit does not need, the costliest first."""
+    kept = list(chosen)
+    for absence in sorted(chosen, key=lambda absence: (problem.hidden_seconds(absence) >= 0, -absence.nbytes)):
+        rest = [other for other in kept if other is not absence]
+        if not excess(problem, rest).any():
+            kept = rest
+    return tuple(kept)
+
+
+def exchanged(problem: SwapProblem, chosen: Sequence[Absence], deadline: float) -> Schedule:
+    """The schedule after all exchanges of a chosen absence for others, or none, that make the iteration shorter."""
+    best, schedule = tuple(chosen), stick_to_limit(problem, chosen)
+    assert schedule is not None, "what is within the limit has a schedule"
+    least = float(problem.starts[-1])
+    is_better = True
+    while is_better and schedule.seconds > least * (1 + 1e-6):
+        is_better = False
+        for given_up in sorted(best, key=problem.hidden_seconds):
+            if time.monotonic() > deadline:
+                return schedule
+            kept = [absence for absence in best if absence is not given_up]
+            taken = set(best)
+            other, is_within = _filled(problem, kept, [a for a in problem.absences if a not in taken])
+            found = stick_to_limit(problem, other) if is_within else None
+            if found is not None and found.seconds < schedule.seconds * (1 - 1e-9):
+                best, schedule, is_better = other, found, True
+                break
+    return schedule

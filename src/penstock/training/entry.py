@@ -1,0 +1,160 @@
+"""One saved storage of the present iteration: in memory, on its way, or away."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from time import perf_counter
+
+import torch
+
+from penstock.runtime.devices.cpu_queue import CpuArena
+from penstock.training.mover import Mover, Place
+from penstock.training.swapfile import Written, room_nbytes
+
+
+class Entry:
+    """A storage that autograd saved and that may be away for a while.
+
+    Attributes:
+        storage: its memory, while it has any.
+    """
+
+    def __init__(self, storage: torch.UntypedStorage, mover: Mover, offset: int, place: Place) -> None:
+        self.storage: torch.UntypedStorage | None = storage
+        self._mover, self._offset, self._place = mover, offset, place
+        self._writing: Future[Written] | None = None
+        self._written: Written | None = None
+        self._reading: Future[None] | None = None
+        self._returning: torch.UntypedStorage | None = None
+        self._stays = False
+        self._aliases: list[torch.Tensor] = []  # which hold the storage, too
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        """This tensor is a view of the storage, which it is to give up with it."""
+        self._aliases.append(tensor)
+
+    def leave(self) -> None:
+        """Begin to write it."""
+        if self.storage is not None and not self._stays:
+            self._writing = self._mover.write(self.storage, self._offset)
+
+    def stay(self) -> None:
+        """Keep what is in memory there, written or not."""
+        self._stays = True
+
+    def settle(self, *, wait: bool) -> bool:
+        """Give its memory up if it is written; with `wait`, once it is. Whether there is nothing more to wait for.
+
+        Raises:
+            StorageError: it could not be written. It is in memory, and stays.
+        """
+        if self._writing is None or not (wait or self._writing.done()):
+            return self._writing is None
+        writing, self._writing = self._writing, None
+        try:
+            written = writing.result()
+        except BaseException:
+            self._stays = True
+            raise
+        if not self._stays:
+            self._written, self.storage = written, None
+            while self._aliases:
+                alias = self._aliases.pop()
+                alias.data = torch.empty(0, dtype=alias.dtype)  # it still knows its version
+        return True
+
+    def begin_to_return(self) -> None:
+        """Begin to read it, if it is away and its place is free."""
+        self._stays = True
+        if self._written is not None and self._reading is None:
+            self._read_to(self._place)
+
+    def _read_to(self, place: Place) -> None:
+        assert self._written is not None, "what is not in memory was written"
+        self._returning = place.open(self._written)
+        if self._returning is not None:
+            self._reading = self._mover.read(self._written, self._returning)
+
+    def present(self) -> tuple[torch.UntypedStorage, float]:
+        """Its memory, with its bytes in it, and for how long that had to be waited for.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        self._stays = True
+        if self.storage is not None:
+            return self.storage, 0.0
+        began = perf_counter()
+        assert self._written is not None, "what is not in memory was written"
+        if self._reading is None:  # unforeseen, or its place is taken
+            nbytes = room_nbytes(self._written.nbytes)
+            self._read_to(Place(CpuArena(nbytes), 0, nbytes))
+        assert self._reading is not None, "memory of its own is free"
+        reading, self._reading = self._reading, None
+        storage, self._returning = self._returning, None
+        reading.result()
+        self.storage, self._written = storage, None
+        assert self.storage is not None, "what is read goes somewhere"
+        return self.storage, perf_counter() - began
+
+
+class Kept:
+    """What autograd keeps in the place of a saved tensor, which knows whether that was written to since.
+
+    With hooks, torch itself does not look (2.13), and gradients would be silently wrong.
+    """
+
+    __slots__ = ("_tensor", "_version")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    @property
+    def nbytes(self) -> int:
+        """Of its storage."""
+        return self._tensor.untyped_storage().nbytes()
+
+    def take(self) -> tuple[torch.Tensor, float]:
+        """The tensor, and the seconds that it was waited for.
+
+        Raises:
+            RuntimeError: it was written to, as torch says it without hooks.
+            StorageError: it could not be read.
+        """
+        if self._tensor._version != self._version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"[{self._tensor.type()} {self._shape()}] is at version {self._tensor._version}; expected version "
+                f"{self._version} instead."
+            )
+        return self._tensor, 0.0
+
+    def _shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+
+class Handle(Kept):
+    """What is kept of a tensor whose storage may be away: which part of it it was."""
+
+    __slots__ = ("_entry", "_geometry", "_nbytes")
+
+    def __init__(self, entry: Entry, tensor: torch.Tensor) -> None:
+        super().__init__(tensor)
+        self._entry, self._nbytes = entry, tensor.untyped_storage().nbytes()
+        self._geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
+        entry.hold(tensor)
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def take(self) -> tuple[torch.Tensor, float]:
+        tensor, _ = super().take()
+        storage, seconds = self._entry.present()
+        if tensor.numel() or not math.prod(self._geometry[1]):
+            return tensor, seconds
+        return torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry), seconds
+
+    def _shape(self) -> list[int]:
+        return list(self._geometry[1])

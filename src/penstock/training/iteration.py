@@ -1,0 +1,78 @@
+"""From a recorded iteration to what there is to decide: which storages could be away between which segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penstock.planning.swap_problem import Absence, Link, SwapProblem
+from penstock.training.tape import SAVED, TAKEN, Event, StorageRecord, Tape
+
+LEAST_NBYTES = 1 << 20
+"""Smaller storages stay: a transfer of them costs more than it gives (AutoSwap, section on candidates)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Iteration:
+    """One period of a tape, its segments counted from its first event.
+
+    Attributes:
+        events: what begins each segment; the runtime checks them off.
+        seconds, peak_nbytes: of each segment.
+        absences: what could be away; `storage` is the event by which it was first saved.
+        until: for each such storage, the segment at whose start nothing holds it any more.
+        lasting_nbytes: of storages that outlive iterations.
+    """
+
+    events: tuple[Event, ...]
+    seconds: tuple[float, ...]
+    peak_nbytes: tuple[int, ...]
+    absences: tuple[Absence, ...]
+    until: dict[int, int]
+    lasting_nbytes: int
+
+    def problem(self, out: Link, back: Link, limit_nbytes: int) -> SwapProblem:
+        """What there is to decide within a limit."""
+        seconds, load = np.array(self.seconds, dtype=np.float64), np.array(self.peak_nbytes, dtype=np.int64)
+        return SwapProblem(seconds, load, self.absences, out, back, limit_nbytes)
+
+
+def last_iteration(tape: Tape, period: int) -> Iteration:
+    """The last `period` segments of a tape, which are like those before them.
+
+    The very last is not over; the one that it is like is.
+    """
+    first = len(tape.events) - period
+    seconds = (*tape.seconds[first:-1], tape.seconds[first - 1])
+    peaks = (*tape.peak_nbytes[first:-1], tape.peak_nbytes[first - 1])
+    absences: list[Absence] = []
+    until: dict[int, int] = {}
+    for record in tape.storages:
+        absence = _absence(record, tape.events, first)
+        if absence is not None:
+            absences.append(absence)
+            until[absence.storage] = record.died + 1 - first if record.died is not None else period
+    absences.sort(key=lambda absence: absence.storage)
+    lasting_nbytes = sum(record.nbytes for record in tape.storages if record.born < first and record.died is None)
+    return Iteration(tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes)
+
+
+def _absence(record: StorageRecord, events: Sequence[Event], first: int) -> Absence | None:
+    """Of a saved activation: from its last use before autograd takes it back for the first time, until then."""
+    saves = [event for event in record.saves if event >= first]
+    if not saves or record.nbytes < LEAST_NBYTES or record.born < first:
+        return None
+    taken = next((use for use in record.uses if use > saves[0] and events[use].kind == TAKEN), None)
+    if taken is None or saves[-1] > taken:
+        return None
+    last_use = max(use for use in (*record.uses, *saves) if use < taken)
+    leaves = last_use + 1 - first
+    returns = taken - first
+    return Absence(saves[0] - first, record.nbytes, leaves, returns) if leaves < returns else None
+
+
+def tokens(events: Sequence[Event]) -> tuple[list[Event], list[int]]:
+    """What `find_period` asks for."""
+    return list(events), [1 if event.kind == SAVED else -1 if event.kind == TAKEN else 0 for event in events]

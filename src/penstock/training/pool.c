@@ -1,0 +1,235 @@
+/* A pool whose addresses were planned beforehand (SmartPool, arXiv 1903.06631).
+
+   Preloaded, it takes over posix_memalign, by which torch allocates on the CPU, and free. While it records, it notes
+   each large allocation of the thread that asked for it, and its release. While it follows a plan, the same thread's
+   allocations get the planned places in one arena, in their order; whatever departs from the plan, or finds its place
+   still taken, gets ordinary memory. Nothing here is given back to the system: a place is used anew by the next
+   iteration without a page fault. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PAGE = 4096, ARENAS = 256, LOOKAHEAD = 64, ALLOCATED = 1, RELEASED = 2, MARKED = 3 };
+
+typedef struct {
+    int64_t kind;
+    int64_t value; /* bytes allocated, or which allocation was released, or which mark */
+} entry_t;
+
+extern void __libc_free(void *);
+
+static int (*real_memalign)(void **, size_t, size_t);
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static __thread int is_followed; /* this thread's allocations are recorded, or planned */
+static size_t least_nbytes = SIZE_MAX;
+
+/* recording */
+static volatile int is_recording;
+static entry_t *entries;
+static int64_t entry_count, entry_capacity, allocation_count;
+static uintptr_t *live_keys; /* open addressing; 0: never used, 1: used and free again */
+static int64_t *live_values, live_capacity, live_used;
+
+/* following: blocks of earlier plans live on in their arenas; the last one is the present plan's */
+typedef struct {
+    uintptr_t begin, end;
+    unsigned char *is_taken; /* of each page */
+    int64_t *counts;         /* pages of the block that begins at this one */
+} arena_t;
+
+static arena_t arenas[ARENAS];
+static volatile int arena_count, is_following;
+static volatile uintptr_t lowest = UINTPTR_MAX, highest;
+static const int64_t *plan_nbytes, *plan_offsets;
+static int64_t plan_count, next_planned;
+static int64_t followed_count, departed_count, taken_count;
+
+__attribute__((constructor)) static void begin(void) {
+    real_memalign = (int (*)(void **, size_t, size_t))dlsym(RTLD_NEXT, "posix_memalign");
+}
+
+static void note(int64_t kind, int64_t value) {
+    if (entry_count < entry_capacity) {
+        entries[entry_count].kind = kind;
+        entries[entry_count].value = value;
+    }
+    entry_count++;
+}
+
+static int64_t slot_of(uintptr_t key, int is_new) {
+    int64_t slot = (int64_t)((key >> 6) * 0x9E3779B97F4A7C15ull % (uint64_t)live_capacity), first_free = -1;
+    for (int64_t tried = 0; tried < live_capacity; tried++, slot = (slot + 1) % live_capacity) {
+        if (live_keys[slot] == key) return slot;
+        if (live_keys[slot] == 1 && first_free < 0) first_free = slot;
+        if (live_keys[slot] == 0) return is_new ? (first_free >= 0 ? first_free : slot) : -1;
+    }
+    return is_new ? first_free : -1;
+}
+
+static int take_pages(int64_t offset, int64_t nbytes) {
+    arena_t *arena = &arenas[arena_count - 1];
+    int64_t page = offset / PAGE, count = (nbytes + PAGE - 1) / PAGE;
+    if (!arena_count || offset < 0 || offset % PAGE || (uintptr_t)(offset + count * PAGE) > arena->end - arena->begin)
+        return 0;
+    if (memchr(arena->is_taken + page, 1, (size_t)count)) return 0;
+    memset(arena->is_taken + page, 1, (size_t)count);
+    arena->counts[page] = count;
+    return 1;
+}
+
+static int release_pages(uintptr_t address) {
+    for (int index = arena_count - 1; index >= 0; index--) {
+        arena_t *arena = &arenas[index];
+        if (address < arena->begin || address >= arena->end) continue;
+        int64_t page = (int64_t)(address - arena->begin) / PAGE;
+        memset(arena->is_taken + page, 0, (size_t)arena->counts[page]);
+        arena->counts[page] = 0;
+        return 1;
+    }
+    return 0;
+}
+
+/* The planned place for an allocation of the followed thread; NULL where there is none. */
+static void *planned(size_t nbytes) {
+    for (int64_t ahead = 0; ahead < LOOKAHEAD && next_planned + ahead < plan_count; ahead++) {
+        int64_t index = next_planned + ahead;
+        if (plan_nbytes[index] != (int64_t)nbytes) continue;
+        next_planned = index + 1;
+        if (plan_offsets[index] >= 0 && take_pages(plan_offsets[index], (int64_t)nbytes)) {
+            followed_count++;
+            return (void *)(arenas[arena_count - 1].begin + (uintptr_t)plan_offsets[index]);
+        }
+        taken_count += plan_offsets[index] >= 0;
+        return NULL;
+    }
+    departed_count++;
+    return NULL;
+}
+
+int posix_memalign(void **found, size_t alignment, size_t nbytes) {
+    if (nbytes < least_nbytes || !is_followed || alignment > PAGE) return real_memalign(found, alignment, nbytes);
+    if (is_following) {
+        pthread_mutex_lock(&lock);
+        void *place = planned(nbytes);
+        pthread_mutex_unlock(&lock);
+        if (place) {
+            *found = place;
+            return 0;
+        }
+    }
+    int error = real_memalign(found, alignment, nbytes);
+    if (!error && is_recording) {
+        pthread_mutex_lock(&lock);
+        if (is_recording && live_used < live_capacity / 2) {
+            int64_t slot = slot_of((uintptr_t)*found, 1);
+            live_keys[slot] = (uintptr_t)*found;
+            live_values[slot] = allocation_count++;
+            live_used++;
+            note(ALLOCATED, (int64_t)nbytes);
+        }
+        pthread_mutex_unlock(&lock);
+    }
+    return error;
+}
+
+void free(void *memory) {
+    uintptr_t address = (uintptr_t)memory;
+    if (address >= lowest && address < highest) {
+        pthread_mutex_lock(&lock);
+        int is_ours = release_pages(address);
+        pthread_mutex_unlock(&lock);
+        if (is_ours) return;
+    }
+    if (is_recording && memory) {
+        pthread_mutex_lock(&lock);
+        int64_t slot = is_recording ? slot_of(address, 0) : -1;
+        if (slot >= 0) {
+            live_keys[slot] = 1;
+            live_used--;
+            note(RELEASED, live_values[slot]);
+        }
+        pthread_mutex_unlock(&lock);
+    }
+    __libc_free(memory);
+}
+
+/* Record this thread's allocations from `least` bytes on into `into`. */
+void penstock_pool_record(entry_t *into, int64_t capacity, int64_t least, uintptr_t *keys, int64_t *values, int64_t slots) {
+    pthread_mutex_lock(&lock);
+    entries = into, entry_capacity = capacity, entry_count = allocation_count = live_used = 0;
+    live_keys = keys, live_values = values, live_capacity = slots;
+    least_nbytes = (size_t)least;
+    is_followed = is_recording = 1;
+    pthread_mutex_unlock(&lock);
+}
+
+/* End the recording; how many entries there were, which may be more than there was room for. */
+int64_t penstock_pool_recorded(void) {
+    pthread_mutex_lock(&lock);
+    is_recording = 0;
+    if (!is_following) least_nbytes = SIZE_MAX;
+    pthread_mutex_unlock(&lock);
+    return entry_count;
+}
+
+void penstock_pool_mark(int64_t mark) {
+    pthread_mutex_lock(&lock);
+    if (is_recording) note(MARKED, mark);
+    pthread_mutex_unlock(&lock);
+}
+
+/* Which recorded allocation lies at this address; -1 if none does. */
+int64_t penstock_pool_ordinal(uintptr_t address) {
+    pthread_mutex_lock(&lock);
+    int64_t slot = is_recording ? slot_of(address, 0) : -1, found = slot < 0 ? -1 : live_values[slot];
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+/* Follow a plan with this thread: an arena, a byte and a number for each of its pages, and sizes and offsets in order.
+   All of it has to outlive the process. 0: there were too many plans. */
+int penstock_pool_follow(uintptr_t begin, int64_t nbytes, int64_t least, unsigned char *is_taken, int64_t *counts,
+                         const int64_t *sizes, const int64_t *offsets, int64_t count) {
+    pthread_mutex_lock(&lock);
+    int is_room = arena_count < ARENAS;
+    if (is_room) {
+        arenas[arena_count] = (arena_t){begin, begin + (uintptr_t)nbytes, is_taken, counts};
+        lowest = begin < lowest ? begin : lowest;
+        highest = begin + (uintptr_t)nbytes > highest ? begin + (uintptr_t)nbytes : highest;
+        arena_count++;
+        plan_nbytes = sizes, plan_offsets = offsets, plan_count = count, next_planned = 0;
+        followed_count = departed_count = taken_count = 0;
+        least_nbytes = (size_t)least;
+        is_followed = is_following = 1;
+    }
+    pthread_mutex_unlock(&lock);
+    return is_room;
+}
+
+/* The next allocation is this one of the plan. */
+void penstock_pool_seek(int64_t next) { next_planned = next; }
+
+/* Take a place that no allocation of the plan has; 0 where some of it is taken. `free` gives it back. */
+int penstock_pool_take(int64_t offset, int64_t nbytes) {
+    pthread_mutex_lock(&lock);
+    int is_ours = take_pages(offset, nbytes);
+    pthread_mutex_unlock(&lock);
+    return is_ours;
+}
+
+/* Allocate no more in the arena; what lies there stays valid. */
+void penstock_pool_leave(void) {
+    pthread_mutex_lock(&lock);
+    is_followed = is_following = 0;
+    least_nbytes = SIZE_MAX;
+    pthread_mutex_unlock(&lock);
+}
+
+void penstock_pool_counts(int64_t *followed, int64_t *departed, int64_t *taken) {
+    *followed = followed_count, *departed = departed_count, *taken = taken_count;
+}

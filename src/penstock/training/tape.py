@@ -1,0 +1,160 @@
+"""Records iterations of training: every storage's allocation, uses and release, between what the runtime can act at.
+
+Storages are what is recorded, not tensors: views and aliases share theirs. Operations are seen at torch's dispatcher,
+forward, backward and optimizer alike. What the runtime will see without a dispatcher are *events*: a tensor that
+autograd saves or takes back, and an optimizer's step, before and after. An event begins a *segment*.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SAVED, TAKEN, STEP_BEGINS, STEP_ENDED = "saved", "taken", "step begins", "step ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One moment at which the runtime can act.
+
+    Attributes:
+        kind: one of `SAVED`, `TAKEN`, `STEP_BEGINS`, `STEP_ENDED`.
+        nbytes: of the storage that is saved or taken back; of a step, which optimizer's.
+    """
+
+    kind: str
+    nbytes: int
+
+
+@dataclass(slots=True, eq=False)
+class StorageRecord:
+    """One storage.
+
+    Attributes:
+        nbytes: its size.
+        born: the segment in which it was allocated; -1 where it was there before.
+        died: the segment in which it was released; None where it still lives.
+        uses: segments in which an operation read or wrote it, ascending.
+        saves: events, ascending, by which autograd saved it.
+        operation: what allocated it, as torch's dispatcher names it.
+    """
+
+    nbytes: int
+    born: int
+    operation: str
+    died: int | None = None
+    uses: list[int] = field(default_factory=list)
+    saves: list[int] = field(default_factory=list)
+
+    def use(self, segment: int) -> None:
+        if not self.uses or self.uses[-1] != segment:
+            self.uses.append(segment)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tape:
+    """What was recorded: segment `i` is between event `i` and the next one.
+
+    Attributes:
+        events: what began each segment.
+        seconds: how long each took.
+        peak_nbytes: the most bytes that recorded storages held at one moment of each.
+        storages: all that lived.
+    """
+
+    events: tuple[Event, ...]
+    seconds: tuple[float, ...]
+    peak_nbytes: tuple[int, ...]
+    storages: tuple[StorageRecord, ...]
+
+
+class Recorder(TorchDispatchMode):
+    """Active while iterations are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[Event] = []
+        self._seconds: list[float] = []
+        self._peaks: list[int] = []
+        self._storages: list[StorageRecord] = []
+        self._live: dict[int, StorageRecord] = {}
+        self.live_nbytes = self._segment_peak_nbytes = 0
+        self._began = perf_counter()
+        self._lost = 0.0
+
+    # -- what happens --
+
+    def event(self, event: Event, storage: torch.UntypedStorage | None = None) -> None:
+        """A segment ends here, and the next one begins."""
+        self._end_segment()
+        if storage is not None:
+            record = self._record(storage, "(before)", born=-1)
+            if event.kind == SAVED:
+                record.saves.append(len(self.events))
+            else:
+                record.use(len(self.events))
+        self.events.append(event)
+
+    def _end_segment(self) -> None:
+        if self.events:
+            self._seconds.append(perf_counter() - self._began)
+            self._peaks.append(self._segment_peak_nbytes)
+        self._segment_peak_nbytes = self.live_nbytes
+        self._began = perf_counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        segment = len(self.events) - 1
+        name = func.overloadpacket.__name__
+        if not func.is_view:
+            for storage in _storages((args, kwargs)):
+                self._record(storage, "(before)", born=-1).use(segment)
+        for storage in _storages(result):
+            self._record(storage, name, born=segment).use(segment)
+        return result
+
+    def _record(self, storage: torch.UntypedStorage, operation: str, *, born: int) -> StorageRecord:
+        key = storage._cdata
+        found = self._live.get(key)
+        if found is None:
+            found = self._live[key] = StorageRecord(storage.nbytes(), born, operation)
+            self._storages.append(found)
+            weakref.finalize(storage, self._released, key, found)
+            self.live_nbytes += found.nbytes
+            self._segment_peak_nbytes = max(self._segment_peak_nbytes, self.live_nbytes)
+        return found
+
+    def _released(self, key: int, record: StorageRecord) -> None:
+        record.died = len(self.events) - 1
+        self.live_nbytes -= record.nbytes
+        if self._live.get(key) is record:
+            del self._live[key]
+
+    def know(self, tensors: Iterator[torch.Tensor]) -> None:
+        """These live already."""
+        for tensor in tensors:
+            self._record(tensor.untyped_storage(), "(before)", born=-1)
+
+    def tape(self) -> Tape:
+        """All so far; the last segment, which the last event began, is not over."""
+        seconds = (*self._seconds, perf_counter() - self._began)
+        peaks = (*self._peaks, self._segment_peak_nbytes)
+        return Tape(tuple(self.events), seconds, peaks, tuple(self._storages))
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    if isinstance(value, torch.Tensor):
+        if value.layout is torch.strided and value.device.type != "meta":
+            yield value.untyped_storage()
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _storages(part)
+    elif isinstance(value, dict):
+        yield from _storages(tuple(value.values()))

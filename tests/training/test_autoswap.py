@@ -1,0 +1,476 @@
+"""Training within a budget: the same to the last bit, whatever the loop does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.loops import ROWS, WIDTH, Tower, batches, make, same, step, train
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import penstock
+from penstock.errors import BudgetError, BudgetInfeasibleError, PlanError, StorageError, StreamStateError
+from penstock.footprint import read_memory, return_free_memory
+from penstock.planning.swap_problem import Link
+from penstock.training import swapfile
+from penstock.training.autoswap import AutoSwap
+
+MIB = 1 << 20
+BUDGET = 36 * MIB
+
+
+@pytest.fixture(autouse=True)
+def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured beside storages differs from run to run; what is planned then, too."""
+    monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "read_memory", lambda: None)
+
+
+def swap(model: nn.Module, optimizer: Any, **more: Any) -> AutoSwap:
+    return penstock.autoswap(model, optimizer, budget=more.pop("budget", BUDGET), **more)
+
+
+def both(
+    one: Callable[[nn.Module, torch.optim.Optimizer, torch.Tensor], float] = step,
+    steps: int = 8,
+    *,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    **more: Any,
+) -> AutoSwap:
+    """Train plainly and within the budget, compare, and tell what happened."""
+    plain, plainly = make(optimizer=optimizer)
+    expected = train(plain, plainly, batches(steps), one=one)
+    model, its = make(optimizer=optimizer)
+    within = swap(model, its, **more)
+    assert train(model, its, batches(steps), within, one=one) == expected
+    assert same(plain, model)
+    return within
+
+
+@pytest.mark.parametrize("scores", ["best", "doa", "aoa", "wdoa", "swdoa"])
+def test_training_is_the_same_to_the_last_bit(scores: str) -> None:
+    within = both(scores=scores)
+    assert within.plan is not None
+    assert within.plan.swaps
+    assert within.plan.peak_nbytes <= BUDGET < within.plan.full_peak_nbytes
+    assert within.stats.iterations >= 4
+    assert within.stats.departed == 0
+    assert within.stats.swapped_nbytes == within.stats.iterations * within.plan.swapped_nbytes
+    assert "leave memory" in within.explain()
+
+
+def test_what_leaves_is_really_gone() -> None:
+    taken: list[int] = []
+
+    def watched(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        return_free_memory()
+        taken.append(anonymous_nbytes())
+        loss.backward()
+        optimizer.step()
+        return 0.0
+
+    model, optimizer = make()
+    within = swap(model, optimizer, budget=28 * MIB)
+    train(model, optimizer, batches(8), within, one=watched)
+    assert within.plan is not None
+    saved_nbytes = within.plan.full_peak_nbytes - within.plan.peak_nbytes
+    assert saved_nbytes > 4 * MIB
+    assert within.stats.iterations >= 4
+    assert taken[2] - taken[-1] > saved_nbytes // 2
+
+
+def anonymous_nbytes() -> int:
+    memory = read_memory()
+    assert memory is not None
+    return memory.anonymous_nbytes
+
+
+def test_nothing_stays_behind(tmp_path: Path) -> None:
+    model, optimizer = make()
+    within = swap(model, optimizer, offload_folder=tmp_path)
+    train(model, optimizer, batches(6), within)
+    assert within.stats.iterations
+    assert not list(tmp_path.iterdir())
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+# -- loops that do other things --
+
+
+def test_a_short_last_batch_and_evaluation_in_between() -> None:
+    plain, plainly = make()
+    model, optimizer = make()
+    within = swap(model, optimizer)
+    inputs = [*batches(6), *batches(1, ROWS // 2), *batches(4)]
+
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        loss = step(model, optimizer, x)
+        with torch.no_grad():
+            return loss + float(model(x[:16]).sum())
+
+    expected = train(plain, plainly, inputs, one=one)
+    assert train(model, optimizer, inputs, within, one=one) == expected
+    assert same(plain, model)
+    assert within.stats.departed == 1
+    assert within.stats.iterations >= 6
+
+
+def test_evaluation_with_gradients_departs_and_is_right() -> None:
+    plain, plainly = make()
+    model, optimizer = make()
+    within = swap(model, optimizer)
+
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        loss = step(model, optimizer, x)
+        return loss + (float(model(x[:64]).sum().detach()) if loss_count[0] == 5 else 0)
+
+    loss_count = [0]
+
+    def counted(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        loss_count[0] += 1
+        return one(model, optimizer, x)
+
+    expected = train(plain, plainly, batches(9), one=counted)
+    loss_count[0] = 0
+    assert train(model, optimizer, batches(9), within, one=counted) == expected
+    assert same(plain, model)
+    assert within.stats.departed == 1
+
+
+def test_a_loss_that_is_given_up() -> None:
+    """A forward whose graph is dropped while some of it is away."""
+    model, optimizer = make()
+    plain, plainly = make()
+    within = swap(model, optimizer)
+    count = [0]
+
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        count[0] += 1
+        if count[0] % 5 == 0:
+            model(x)  # not a number, say
+        return step(model, optimizer, x)
+
+    expected = train(plain, plainly, batches(11), one=one)
+    count[0] = 0
+    assert train(model, optimizer, batches(11), within, one=one) == expected
+    assert same(plain, model)
+    assert within.stats.departed >= 1
+
+
+def test_gradient_accumulation() -> None:
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for part in (x, x * 0.5, x + 1):
+            loss = model(part).square().mean()
+            loss.backward()
+            total += float(loss.detach())
+        optimizer.step()
+        return total
+
+    within = both(one)
+    assert within.stats.iterations >= 4
+
+
+def test_other_dtypes_and_views_come_back_as_they_were() -> None:
+    """Indices of a pooling are integers; slices and transposes of one storage come back as parts of it."""
+
+    def one(model: Any, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        y, mask = model.layers[0](x), (x > 0)
+        y, _ = torch.nn.functional.max_pool1d(y, 2, return_indices=True)
+        y = torch.cat([y, y * y], 1).masked_fill(mask, 0.5)
+        left, right = y.chunk(2, 1)
+        out = left.t() @ right + (left * right).sum() + y.double().tanh().mean().float()
+        loss = out.tanh().square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    iteration = both(one, budget="1GiB").iteration
+    assert iteration is not None
+    link = Link(0.0, 1e9)
+    within = both(one, budget=iteration.problem(link, link, 1).least_nbytes() + MIB)
+    assert within.plan is not None
+    assert within.plan.swaps
+    assert within.stats.iterations >= 4
+
+
+def test_a_step_with_a_closure() -> None:
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        def closure() -> float:
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return float(loss.detach())
+
+        return float(optimizer.step(closure) or 0)
+
+    assert both(one).stats.iterations >= 3
+
+
+def test_two_optimizers() -> None:
+    def pair() -> tuple[Tower, list[torch.optim.Optimizer]]:
+        model, _ = make()
+        first, second = list(model.layers[:3].parameters()), list(model.layers[3:].parameters())
+        return model, [torch.optim.SGD(first, lr=1e-2), torch.optim.Adam(second, lr=1e-3)]
+
+    def train_both(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[float]:
+        losses = []
+        for index, x in enumerate(batches(20)):
+            losses.append(step(model, optimizers[index % 2], x))
+        return losses
+
+    plain, plainly = pair()
+    expected = train_both(plain, plainly)
+    model, optimizers = pair()
+    with swap(model, optimizers) as within:
+        assert train_both(model, optimizers) == expected
+    assert same(plain, model)
+    assert within.stats.iterations >= 3
+
+
+def test_retained_graphs_and_double_backward() -> None:
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        x = x.requires_grad_()
+        out = model(x).square().mean()
+        out.backward(retain_graph=True)
+        (slope,) = torch.autograd.grad(out, x, create_graph=True)
+        slope.square().sum().backward()
+        optimizer.step()
+        return float(out.detach())
+
+    within = both(one, budget=72 * MIB)
+    assert within.stats.iterations >= 3
+
+
+def test_autocast() -> None:
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(x).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    assert both(one).stats.iterations >= 3
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_together_with_checkpointing(reentrant: bool) -> None:
+    def one(model: Any, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        x = x.requires_grad_()
+        for layer in model.layers:
+            x = checkpoint(lambda x, layer=layer: torch.nn.functional.gelu(layer(x)) + x, x, use_reentrant=reentrant)
+        loss = x.square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    within = both(one, budget=24 * MIB)
+    assert within.stats.iterations >= 3
+
+
+def test_hooks_of_the_users_own_around_and_inside() -> None:
+    packed: list[int] = []
+
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        y = model(x)
+        with torch.autograd.graph.save_on_cpu():
+            loss = y.square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        packed.append(1)
+        return tensor * 2  # as one that compresses
+
+    plain, plainly = make()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor / 2):
+        expected = train(plain, plainly, batches(7), one=one)
+        count, packed = len(packed), []
+        model, optimizer = make()
+        within = swap(model, optimizer)
+        assert train(model, optimizer, batches(7), within, one=one) == expected
+    assert len(packed) == count
+    assert same(plain, model)
+    assert within.stats.iterations >= 3
+
+
+def test_a_mutated_saved_tensor_raises_as_in_torch() -> None:
+    def mutating(model: Any, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        y = torch.nn.functional.gelu(model.layers[0](x))
+        z = model.layers[1](y)
+        if mutates[0]:
+            y.mul_(2)
+        loss = z.square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    mutates = [False]
+    model, optimizer = make()
+    with swap(model, optimizer, budget=13 * MIB) as within:
+        for x in batches(5):
+            mutating(model, optimizer, x)
+        assert within.plan is not None
+        mutates[0] = True
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            mutating(model, optimizer, torch.ones(ROWS, WIDTH))
+
+
+def test_an_exception_inside_the_block_loses_nothing() -> None:
+    model, optimizer = make()
+    plain, plainly = make()
+    inputs = list(batches(8))
+    train(plain, plainly, inputs)
+    kept: list[torch.Tensor] = []
+
+    def interrupted(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        if x is not inputs[-1]:
+            return step(model, optimizer, x)
+        optimizer.zero_grad()
+        kept.append(model(x).square().mean())
+        raise KeyboardInterrupt
+
+    within = swap(model, optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer, inputs, within, one=interrupted)
+    assert within.stats.iterations
+    kept[0].backward()  # what was away is back
+    optimizer.step()
+    assert same(plain, model)
+
+
+def test_a_graph_that_outlives_its_iteration_keeps_its_own_bytes() -> None:
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        held.append(model(x).square().mean())
+        optimizer.zero_grad()
+        gradients = torch.autograd.grad(held[-1], list(model.parameters()), retain_graph=True)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        return float(held[-1].detach())
+
+    held: list[torch.Tensor] = []
+    model, optimizer = make()
+    with swap(model, optimizer, budget=60 * MIB) as within, contextlib.suppress(BudgetInfeasibleError):
+        for x in batches(5):
+            one(model, optimizer, x)
+            if len(held) > 2:
+                held.pop(0)
+    assert within.iteration is not None
+
+
+# -- what goes wrong --
+
+
+def test_data_dependent_shapes_go_on_unswapped_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer = make()
+    with caplog.at_level(logging.WARNING, logger="penstock"), swap(model, optimizer) as within:
+        for index in range(14):
+            step(model, optimizer, torch.ones(ROWS + index, WIDTH))
+    assert within.plan is None
+    assert "no two iterations" in caplog.text
+    assert "nothing is planned" in within.explain()
+
+
+def test_a_budget_that_cannot_work_is_refused_with_the_least_that_can() -> None:
+    model, optimizer = make()
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        train(model, optimizer, batches(6), swap(model, optimizer, budget=4 * MIB))
+    model, optimizer = make()
+    within = swap(model, optimizer, budget=caught.value.needed_nbytes)
+    train(model, optimizer, batches(6), within)
+    assert within.stats.iterations
+
+
+def test_a_folder_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(swapfile.os, "posix_fallocate", full)
+    model, optimizer = make()
+    with pytest.raises(StorageError, match="No space left"):
+        train(model, optimizer, batches(6), swap(model, optimizer, offload_folder=tmp_path))
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with pytest.raises(StorageError, match="missing"):
+        train(model, optimizer, batches(6), swap(model, optimizer, offload_folder=tmp_path / "missing"))
+
+
+def test_writing_that_fails_leaves_everything_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, plainly = make()
+    expected = train(plain, plainly, batches(9))
+    model, optimizer = make()
+    inputs = list(batches(9))
+    with swap(model, optimizer) as within:
+        losses = [step(model, optimizer, x) for x in inputs[:5]]
+        monkeypatch.setattr(swapfile.os, "pwritev", failing)
+        with caplog.at_level(logging.WARNING, logger="penstock"):
+            losses += [step(model, optimizer, x) for x in inputs[5:]]
+    assert losses == expected
+    assert same(plain, model)
+    assert "everything in memory" in caplog.text
+    assert within.stats.iterations >= 4
+
+
+def test_reading_that_fails_raises_before_any_weight_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = make()
+    with swap(model, optimizer):
+        for x in batches(5):
+            step(model, optimizer, x)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        with monkeypatch.context() as patch:
+            patch.setattr(swapfile.os, "preadv", failing)
+            with pytest.raises(StorageError, match="reading"):
+                step(model, optimizer, torch.ones(ROWS, WIDTH))
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        step(model, optimizer, torch.ones(ROWS, WIDTH))  # it works again
+
+
+def failing(*_: Any) -> int:
+    raise OSError(5, os.strerror(5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"budget": "lots"}, BudgetError),
+        ({"budget": 0}, BudgetError),
+        ({"scores": "luck"}, PlanError),
+        ({"optimizer": []}, StreamStateError),
+        ({"optimizer": [1]}, StreamStateError),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception]) -> None:
+    model, optimizer = make()
+    with pytest.raises(error):
+        swap(model, arguments.pop("optimizer", optimizer), **arguments)
+
+
+def test_the_systems_temporary_folder_is_the_default() -> None:
+    file = swapfile.SwapFile(None, 0)
+    file.close()
+    assert file.folder == Path(tempfile.gettempdir())
