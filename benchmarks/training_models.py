@@ -90,7 +90,7 @@ def _alexnet() -> nn.Module:
 
 TRAINED = (
     Trained("resnet50", "ResNet-50", 12, _resnet50, _images, _sgd),
-    Trained("vgg16", "VGG-16", 8, lambda: VGG(VGGConfig()), _images, _sgd),
+    Trained("vgg16", "VGG-16", 6, lambda: VGG(VGGConfig()), _images, _sgd),
     Trained("alexnet", "AlexNet", 96, _alexnet, _images, _sgd),
     Trained("densenet121", "DenseNet-121", 12, lambda: DenseNet(DenseNetConfig(blocks=(6, 12, 24, 16))), _images, _sgd),
     Trained("gpt2", "GPT-2 small", 4, _gpt2, _words, _adam),
