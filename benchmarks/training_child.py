@@ -34,11 +34,12 @@ class Arm:
 
     def __init__(self, trained: Trained, way: str, *, budget_nbytes: int, scores: str, group: dict[str, Any]) -> None:
         self._trained, self._way = trained, way
-        torch.manual_seed(0)
         _warm_up()
+        trained.make()  # for what its library imports
         return_free_memory()
         self._group = MemoryGroup(Path(group["path"]), group["version"])
         self._group.enter()
+        torch.manual_seed(0)
         self._model = trained.make().train()
         if way == "checkpoint":
             _checkpoint_blocks(self._model)

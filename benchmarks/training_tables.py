@@ -19,6 +19,35 @@ def training_table(results: Results) -> str:
     return "\n\n".join([table(head, rows, left=1), _verdict(cells), provenance(results)])
 
 
+def pool_claim(results: Results) -> str:
+    """What addresses alone do, where nothing has to leave."""
+    whole = [cell for cell in results["cells"] if cell["status"] == "ok" and not cell["planned"]["swapped_nbytes"]]
+    if not whole:
+        return "not measured alone"
+    saved, overhead = ([cell[name] for cell in whole] for name in ("saved", "overhead"))
+    return (
+        f"against glibc's allocator, with nothing swapped: **{100 * statistics.median(saved):.1f} %** less memory in "
+        f"the median of {len(whole)} models, {100 * max(saved):.1f} % at best, at "
+        f"{100 * statistics.median(overhead):+.1f} % time"
+    )
+
+
+def swapping_claim(results: Results) -> str:
+    """The most that each model saves without taking longer."""
+    best: dict[str, float] = {}
+    for cell in results["cells"]:
+        if cell["status"] == "ok" and cell["overhead"] <= OVERHEAD_TARGET and cell["is_identical"]:
+            best[cell["title"]] = max(best.get(cell["title"], 0.0), cell["saved"])
+    count = len({cell["title"] for cell in results["cells"]})
+    if not best:
+        return f"within {100 * OVERHEAD_TARGET:g} % of the time: 0 of {count} models"
+    return (
+        f"with the pool, within {100 * OVERHEAD_TARGET:g} % of plain training's time: "
+        f"**{100 * statistics.median(best.values()):.1f} %** less memory in the median of {len(best)} of {count} "
+        f"models, {100 * max(best.values()):.1f} % at best"
+    )
+
+
 def _row(cell: Cell) -> list[str]:
     head = [cell["title"], str(cell["rows"]), f"{cell['budget_percent']:g} %"]
     if cell["status"] != "ok":

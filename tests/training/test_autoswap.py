@@ -470,6 +470,14 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Except
         swap(model, arguments.pop("optimizer", optimizer), **arguments)
 
 
+def test_blocks_cannot_be_nested() -> None:
+    model, optimizer = make()
+    with swap(model, optimizer), pytest.raises(StreamStateError, match="nested"), swap(model, optimizer):
+        pass
+    with swap(model, optimizer):
+        pass
+
+
 def test_the_systems_temporary_folder_is_the_default() -> None:
     file = swapfile.SwapFile(None, 0)
     file.close()

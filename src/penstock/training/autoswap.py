@@ -28,6 +28,7 @@ from penstock.training.mover import Mover
 from penstock.training.period import find_period
 from penstock.training.placing import own_places, pool_places
 from penstock.training.pool import Pool, PoolStats
+from penstock.training.states import idle_states
 from penstock.training.swapfile import SwapFile, room_nbytes
 from penstock.training.swapper import Swapper, SwapStats
 from penstock.training.tape import SAVED, STEP_BEGINS, STEP_ENDED, TAKEN, Event, Recorder
@@ -46,6 +47,9 @@ CORRECTIONS = 3
 
 PATIENCE = 12
 """Steps of optimizers that are recorded before it is said that nothing repeats."""
+
+
+_active: list[AutoSwap] = []
 
 
 class AutoSwap:
@@ -83,13 +87,21 @@ class AutoSwap:
         self._iteration: Iteration | None = None
         self._lifetimes: Lifetimes | None = None
         self._allocations: dict[int, int] = {}
+        self._states: dict[int, torch.Tensor] = {}  # which may leave, by their numbers as storages
         self._links: tuple[Link, Link] | None = None
         self._outer: tuple[Any, Any] | None = None  # hooks of the user's own, around the block
 
     # -- the block --
 
     def __enter__(self) -> AutoSwap:
-        """Begin to record."""
+        """Begin to record.
+
+        Raises:
+            StreamStateError: this process is within such a block already.
+        """
+        if _active:
+            raise StreamStateError("autoswap blocks cannot be nested: give one of them all optimizers of the loop")
+        _active.append(self)
         self._pool = Pool.preloaded()
         if self._pool is None:
             limit_allocator(MAPPED_NBYTES, KEPT_NBYTES)
@@ -103,6 +115,9 @@ class AutoSwap:
             self._handles += [
                 optimizer.register_step_pre_hook(lambda *_, event=begins: self._event(event)),
                 optimizer.register_step_post_hook(lambda *_, event=ended: self._event(event)),
+                optimizer.register_state_dict_pre_hook(lambda _: self._have_states()),
+                optimizer.register_load_state_dict_pre_hook(lambda *_: self._have_states()),
+                optimizer.register_load_state_dict_post_hook(lambda _: self._forget_states()),
             ]
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._hooks.__enter__()
@@ -113,6 +128,7 @@ class AutoSwap:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Undo everything; what graphs of the block still need is brought back to memory."""
+        _active.clear()
         self._end_observing()
         self._hooks.__exit__(kind, error, trace)
         while self._handles:
@@ -170,6 +186,15 @@ class AutoSwap:
                 self._observe(self._observer)
                 reset_peak()
 
+    def _have_states(self) -> None:
+        if self._swapper is not None:
+            self._swapper.have_states()
+
+    def _forget_states(self) -> None:
+        if self._swapper is not None:
+            self._swapper.forget_states()
+            logger.warning("the optimizer's state was loaded anew: it stays in memory from now on, beyond the budget")
+
     # -- from the record to the plan --
 
     def _observe(self, observer: Recorder | Timing) -> None:
@@ -212,7 +237,10 @@ class AutoSwap:
             self.overhead_nbytes = self.budget.nbytes // FIRST_OVERHEAD
         else:
             self.overhead_nbytes = max(self._taken_nbytes() - max(iteration.peak_nbytes), 0)
-        self.iteration = iteration
+        idle = list(idle_states(self._optimizers, iteration.events))
+        self._states = {absence.storage: tensor for absence, tensor in idle}
+        absences = (*iteration.absences, *(absence for absence, _ in idle))
+        self.iteration = replace(iteration, absences=absences)
         self._links = measure_links(self._folder)
         self._begin_swapping()
 
@@ -237,10 +265,17 @@ class AutoSwap:
             seek = self._pool.seek
             places = pool_places(self._pool, self._lifetimes, plan, self._allocations, gone_by(plan))
             self._swapper = Swapper(
-                iteration.events, plan, mover, places, self.stats, seek=lambda segment: seek(first[segment])
+                iteration.events,
+                plan,
+                mover,
+                places,
+                self.stats,
+                states=self._states,
+                seek=lambda segment: seek(first[segment]),
             )
         else:
-            self._swapper = Swapper(iteration.events, plan, mover, own_places(plan, iteration), self.stats)
+            places = own_places(plan, iteration)
+            self._swapper = Swapper(iteration.events, plan, mover, places, self.stats, states=self._states)
         self._planned_at = self.stats.iterations
         return_free_memory()
 

@@ -28,11 +28,13 @@ class Entry:
         self._reading: Future[None] | None = None
         self._returning: torch.UntypedStorage | None = None
         self._stays = False
-        self._aliases: list[torch.Tensor] = []  # which hold the storage, too
+        self._aliases: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # which hold the storage, too; what they get instead
 
-    def hold(self, tensor: torch.Tensor) -> None:
-        """This tensor is a view of the storage, which it is to give up with it."""
-        self._aliases.append(tensor)
+    def hold(self, tensor: torch.Tensor, hollow: torch.Tensor) -> None:
+        """This tensor is a view of the storage, which it is to give up with it and be like `hollow`."""
+        self._aliases.append((tensor, hollow))
 
     def leave(self) -> None:
         """Begin to write it."""
@@ -60,8 +62,8 @@ class Entry:
         if not self._stays:
             self._written, self.storage = written, None
             while self._aliases:
-                alias = self._aliases.pop()
-                alias.data = torch.empty(0, dtype=alias.dtype)  # it still knows its version
+                alias, hollow = self._aliases.pop()
+                alias.data = hollow  # it still knows its version
         return True
 
     def begin_to_return(self) -> None:
@@ -143,7 +145,7 @@ class Handle(Kept):
         super().__init__(tensor)
         self._entry, self._nbytes = entry, tensor.untyped_storage().nbytes()
         self._geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
-        entry.hold(tensor)
+        entry.hold(tensor, torch.empty(0, dtype=tensor.dtype))
 
     @property
     def nbytes(self) -> int:

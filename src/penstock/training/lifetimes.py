@@ -96,14 +96,19 @@ class PoolPlan:
 
 
 def plan_pool(
-    lifetimes: Lifetimes, plan: SwapPlan, allocations: Sequence[int], gone_by: Sequence[int], *, seconds: float = 2.0
+    lifetimes: Lifetimes,
+    plan: SwapPlan,
+    allocations: Sequence[int | None],
+    gone_by: Sequence[int],
+    *,
+    seconds: float = 2.0,
 ) -> PoolPlan:
     """Addresses for all blocks, with those that leave in two places: before, and after.
 
     Args:
         lifetimes: of an iteration of which nothing left.
         plan: what is to leave.
-        allocations: for each swap, which block it is.
+        allocations: for each swap, which block it is; None: one that lives on until it leaves in the next iteration.
         gone_by: for each swap, the segment at whose start it is gone.
         seconds: for the search.
     """
@@ -112,6 +117,10 @@ def plan_pool(
     back = np.zeros((len(plan.swaps), 3), dtype=np.int64)
     for index, (swap, block, segment) in enumerate(zip(plan.swaps, allocations, gone_by, strict=True)):
         begin = int(lifetimes.marks[swap.reads_at])
+        if block is None:
+            end = lifetimes.period + int(lifetimes.marks[segment])
+            back[index] = begin, min(end, begin + lifetimes.period), room_nbytes(swap.nbytes)
+            continue
         back[index] = begin, max(int(upper[block]), begin + 1), room_nbytes(swap.nbytes)
         upper[block] = max(int(lifetimes.marks[segment]), int(lower[block]) + 1)
     is_placed = upper > lower

@@ -22,7 +22,10 @@ def own_places(plan: SwapPlan, iteration: Iteration) -> list[Place]:
         return []
     sizes = np.array([-(-room_nbytes(swap.nbytes) // HUGE_PAGE_NBYTES) for swap in plan.swaps])
     lower = np.array([swap.reads_at for swap in plan.swaps])
-    upper = np.array([iteration.until[swap.storage] for swap in plan.swaps])
+    # Optimizer state lives on into the next iteration.
+    count = len(iteration.events)
+    lower = np.where([swap.storage < count for swap in plan.swaps], lower, 0)
+    upper = np.array([iteration.until.get(swap.storage, count) for swap in plan.swaps])
     found = place(lower, np.maximum(upper, lower + 1), sizes, seconds=1.0)
     arena = CpuArena(found.height * HUGE_PAGE_NBYTES)
     return [
@@ -35,7 +38,8 @@ def pool_places(
     pool: Pool, lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], gone_by: Sequence[int]
 ) -> list[Place]:
     """Places in the pool's arena, which from now on has one for each allocation of an iteration."""
-    blocks = [allocations[swap.storage] - lifetimes.first_ordinal for swap in plan.swaps]
+    found_at = [allocations.get(swap.storage) for swap in plan.swaps]
+    blocks = [ordinal - lifetimes.first_ordinal if ordinal is not None else None for ordinal in found_at]
     found = plan_pool(lifetimes, plan, blocks, gone_by)
     arena = pool.follow(found.placement.height, found.nbytes, found.offsets)
     pairs = zip(found.returns, plan.swaps, strict=True)

@@ -124,7 +124,10 @@ class Pool:
         arena = CpuArena(pages * PAGE_NBYTES)
         taken, counts = np.zeros(pages + 1, dtype=np.uint8), np.zeros(pages + 1, dtype=np.int64)
         sizes, offsets = np.ascontiguousarray(sizes), np.ascontiguousarray(offsets)
-        _kept.append((arena, taken, [counts, sizes, offsets]))
+        kept = arena, taken, [counts, sizes, offsets]
+        _kept.append(kept)
+        # Tensors may be freed when the interpreter has cleared its modules.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
         is_room = self._functions.penstock_pool_follow(
             ctypes.c_void_p(arena.address), ctypes.c_int64(arena.nbytes), ctypes.c_int64(LEAST_NBYTES),
             _pointer(taken), _pointer(counts), _pointer(sizes), _pointer(offsets), ctypes.c_int64(len(sizes)),

@@ -29,18 +29,15 @@ class Written:
     Attributes:
         nbytes: of all of it.
         offset: where the blocks of it begin in the file.
+        lead_nbytes: how far after a block's begin the storage began.
         head, tail: the bytes before and after these blocks.
     """
 
     nbytes: int
     offset: int
+    lead_nbytes: int
     head: bytes
     tail: bytes
-
-    @property
-    def lead_nbytes(self) -> int:
-        """How far after a block's begin the storage began."""
-        return -len(self.head) % BLOCK_NBYTES
 
 
 def room_nbytes(nbytes: int) -> int:
@@ -92,7 +89,7 @@ class SwapFile:
         head_nbytes = min(first - address, nbytes)
         tail_nbytes = max(address + nbytes - end, 0) if head_nbytes < nbytes else 0
         head, tail = ctypes.string_at(address, head_nbytes), ctypes.string_at(end, tail_nbytes)
-        return Written(nbytes, offset, head, tail)
+        return Written(nbytes, offset, address % BLOCK_NBYTES, head, tail)
 
     def read(self, written: Written, address: int) -> None:
         """Bring them back to memory at `address`, which is `written.lead_nbytes` after a block's begin.

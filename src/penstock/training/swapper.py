@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,8 +15,9 @@ from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
+from penstock.training.states import State
 from penstock.training.swapfile import room_nbytes
-from penstock.training.tape import SAVED, TAKEN, Event
+from penstock.training.tape import SAVED, STEP_BEGINS, TAKEN, Event
 
 logger = logging.getLogger("penstock")
 
@@ -49,6 +50,7 @@ class Swapper:
         mover: what moves storages.
         places: for each swap, where it comes back to.
         stats: to be kept.
+        states: optimizer state, by its number as a storage.
         seek: told which segment begins.
     """
 
@@ -60,6 +62,7 @@ class Swapper:
         places: Sequence[Place],
         stats: SwapStats,
         *,
+        states: Mapping[int, torch.Tensor],
         seek: Callable[[int], None] = lambda segment: None,
     ) -> None:
         self._events, self.plan, self.stats = events, plan, stats
@@ -68,6 +71,9 @@ class Swapper:
         self._departed = False
         self._is_broken = False
         self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
+        self._states = {
+            index: State(states[swap.storage]) for index, swap in enumerate(plan.swaps) if swap.storage in states
+        }
         self._leaving = _by_segment([swap.leaves for swap in plan.swaps])
         self._reading = _by_segment([swap.reads_at for swap in plan.swaps])
         self._offsets = np.cumsum([0, *(room_nbytes(swap.nbytes) for swap in plan.swaps)])
@@ -103,6 +109,8 @@ class Swapper:
 
     def event(self, event: Event) -> bool:
         """One more event; whether it is the next of the record."""
+        if event.kind == STEP_BEGINS:
+            self.have_states()
         if self._departed or event != self._events[self._next]:
             self._depart()
             if event == self._events[-1]:
@@ -119,6 +127,13 @@ class Swapper:
     # -- the plan --
 
     def _act(self, segment: int) -> None:
+        if segment == 0 and not self._is_broken:
+            for index, state in self._states.items():
+                state.present()
+                storage = state.tensor.untyped_storage()
+                anew = Entry(storage, self._mover, int(self._offsets[index]), self._places[index])
+                state.enter(anew)
+                self._entries[index] = weakref.ref(anew)
         for index in self._leaving.get(segment, ()):
             entry = self._entry(index)
             if entry is not None:
@@ -173,9 +188,23 @@ class Swapper:
             if (entry := self._entry(index)) is not None:
                 entry.stay()
 
+    def have_states(self) -> None:
+        """Have optimizer state in memory, for as long as the iteration takes.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        for state in self._states.values():
+            self.stats.late_seconds += state.present()
+
+    def forget_states(self) -> None:
+        """The optimizer has other ones now, which stay."""
+        self._states.clear()
+
     def bring_back(self) -> None:
-        """Have in memory whatever some graph may still ask for."""
+        """Have in memory whatever somebody may still ask for."""
         self._stay()
+        self.have_states()
         for reference in self._last:
             entry = reference() if reference is not None else None
             if entry is not None:
