@@ -22,7 +22,7 @@ from benchmarks.training_models import TRAINED, Trained, find
 from penstock.cgroup import MemoryGroup, memory_group
 from penstock.training.pool import library
 
-LEAD_STEPS, COMPARED_STEPS = 6, 20
+LEAD_STEPS, COMPARED_STEPS = 9, 20
 """Iterations until a plan is followed, and after how many the bits are compared."""
 _DEFAULT_OUT = results.FOLDER / "training.json"
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def both(
     assert train(model, its, batches(steps), within, one=one) == expected
     assert same(plain, model)
     return within
+
+
+def tightly(one: Callable[[nn.Module, torch.optim.Optimizer, torch.Tensor], float]) -> None:
+    """Compare within the least budget, where all leaves that may."""
+    iteration = both(one, budget="1GiB").iteration
+    assert iteration is not None
+    link = Link(0.0, 1e9)
+    within = both(one, budget=iteration.problem(link, link, 1).least_nbytes() + MIB)
+    assert within.plan is not None
+    assert within.plan.swaps
+    assert within.stats.iterations >= 4
 
 
 @pytest.mark.parametrize("scores", ["best", "doa", "aoa", "wdoa", "swdoa"])
@@ -199,13 +211,7 @@ def test_other_dtypes_and_views_come_back_as_they_were() -> None:
         optimizer.step()
         return float(loss.detach())
 
-    iteration = both(one, budget="1GiB").iteration
-    assert iteration is not None
-    link = Link(0.0, 1e9)
-    within = both(one, budget=iteration.problem(link, link, 1).least_nbytes() + MIB)
-    assert within.plan is not None
-    assert within.plan.swaps
-    assert within.stats.iterations >= 4
+    tightly(one)
 
 
 def test_a_step_with_a_closure() -> None:
@@ -360,23 +366,122 @@ def test_an_exception_inside_the_block_loses_nothing() -> None:
 
 
 def test_a_graph_that_outlives_its_iteration_keeps_its_own_bytes() -> None:
-    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
-        held.append(model(x).square().mean())
-        optimizer.zero_grad()
-        gradients = torch.autograd.grad(held[-1], list(model.parameters()), retain_graph=True)
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        return float(held[-1].detach())
+    """Of an input's gradient, which no step changes: each is asked for one iteration late."""
 
-    held: list[torch.Tensor] = []
+    def run(budget: int | None) -> tuple[list[torch.Tensor], AutoSwap | None]:
+        model, _ = make()
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+        held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        found = []
+        with swap(model, optimizer, budget=budget) if budget else contextlib.nullcontext() as within:
+            for index, x in enumerate(batches(13)):
+                y = x.requires_grad_()
+                for _ in range(8):
+                    y = torch.tanh(y) + 1
+                held.append((y.square().sum(), x))
+                if index < 8 or index > 9:  # two in a row are asked for late
+                    found += [torch.autograd.grad(*one)[0] for one in held]
+                    held.clear()
+                optimizer.step()
+        return found, within
+
+    expected, _ = run(None)
+    _, wide = run(1 << 30)
+    assert wide is not None
+    assert wide.iteration is not None
+    link = Link(0.0, 1e9)
+    found, within = run(wide.iteration.problem(link, link, 1).least_nbytes() + MIB)
+    assert within is not None
+    assert within.plan is not None
+    assert within.plan.swaps
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_tensor_that_the_user_keeps_is_never_emptied() -> None:
+    def one(model: Any, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        out = torch.tanh(model.layers[0](x))
+        loss = model(out).square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach() + out.detach().mean())
+
+    within = both(one, budget=30 * MIB)
+    assert within.plan is not None
+    assert within.plan.swaps
+
+
+def test_graphs_that_are_dropped_are_freed() -> None:
+    released: list[int] = []
     model, optimizer = make()
-    with swap(model, optimizer, budget=60 * MIB) as within, contextlib.suppress(BudgetInfeasibleError):
-        for x in batches(5):
-            one(model, optimizer, x)
-            if len(held) > 2:
-                held.pop(0)
-    assert within.iteration is not None
+    with swap(model, optimizer):
+        for x in batches(7):
+            step(model, optimizer, x)
+        for _ in range(5):
+            weakref.finalize(torch.tanh(model(torch.ones(ROWS, WIDTH))).untyped_storage(), released.append, 1)
+    assert len(released) == 5
+
+
+def test_a_second_backward_now_and_then_reads_its_own_bytes() -> None:
+    count = [0]
+
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        count[0] += 1
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward(retain_graph=count[0] % 4 == 0)
+        if count[0] % 4 == 0:
+            loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    plain, plainly = make()
+    expected = train(plain, plainly, batches(14), one=one)
+    model, optimizer = make()
+    count[0] = 0
+    iteration_budget = 24 * MIB
+    within = swap(model, optimizer, budget=iteration_budget)
+    assert train(model, optimizer, batches(14), within, one=one) == expected
+    assert same(plain, model)
+    assert within.stats.iterations >= 3
+
+
+def test_conjugated_tensors() -> None:
+    def one(model: Any, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        a = torch.complex(model.layers[0](x), model.layers[1](x))
+        product = a.conj() * torch.complex(model.layers[2](x), x)
+        loss = torch.view_as_real(product * product).square().mean() + model(x).mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    tightly(one)
+
+
+def test_three_optimizers() -> None:
+    def triple() -> tuple[Tower, list[torch.optim.Optimizer]]:
+        model, _ = make()
+        return model, [torch.optim.SGD(model.layers[i : i + 2].parameters(), lr=1e-2) for i in (0, 2, 4)]
+
+    def together(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[float]:
+        losses = []
+        for x in batches(9):
+            model.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    plain, plainly = triple()
+    expected = together(plain, plainly)
+    model, optimizers = triple()
+    with swap(model, optimizers) as within:
+        assert together(model, optimizers) == expected
+    assert same(plain, model)
+    assert within.stats.iterations >= 3
 
 
 # -- what goes wrong --
@@ -400,6 +505,52 @@ def test_a_budget_that_cannot_work_is_refused_with_the_least_that_can() -> None:
     within = swap(model, optimizer, budget=caught.value.needed_nbytes)
     train(model, optimizer, batches(6), within)
     assert within.stats.iterations
+
+
+def test_the_least_that_can_work_includes_what_was_measured_beside_storages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoSwap, "_taken_nbytes", lambda self: 50 * MIB)
+    model, optimizer = make()
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        train(model, optimizer, batches(6), swap(model, optimizer, budget=8 * MIB))
+    assert caught.value.needed_nbytes > 20 * MIB
+    model, optimizer = make()
+    within = swap(model, optimizer, budget=caught.value.needed_nbytes)
+    monkeypatch.setattr(AutoSwap, "_taken_nbytes", lambda self: 50 * MIB if self.plan is None else 0)
+    train(model, optimizer, batches(7), within)
+    assert within.stats.iterations
+
+
+def test_a_plan_that_turns_out_too_large_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = 4 * MIB
+
+    def taken(self: AutoSwap) -> int:
+        return self.plan.peak_nbytes + beside if self.plan is not None else 0
+
+    monkeypatch.setattr(AutoSwap, "_taken_nbytes", taken)
+    model, optimizer = make()
+    within = swap(model, optimizer)
+    train(model, optimizer, batches(12), within)
+    assert within.overhead_nbytes == beside
+    assert within.plan is not None
+    assert within.plan.peak_nbytes + beside <= BUDGET
+
+
+def test_a_failure_at_the_end_loses_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.Tensor] = []
+    model, optimizer = make()
+    block = swap(model, optimizer, budget=24 * MIB)
+
+    def last(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        if len(x) == ROWS:
+            return step(model, optimizer, x)
+        kept.append(model(torch.ones(ROWS, WIDTH)).square().mean())
+        monkeypatch.setattr(swapfile.os, "preadv", failing)
+        return 0.0
+
+    with pytest.raises(StorageError, match="reading"):
+        train(model, optimizer, [*batches(7), torch.ones(1, WIDTH)], block, one=last)
+    with pytest.raises(StorageError):  # and no hang
+        kept[0].backward()
 
 
 def test_a_folder_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,11 @@ def execute(
     program = shutil.which(command[0])
     if program is None:
         raise UsageError(f"{command[0]}: no such program: name one that is in PATH, such as python")
+    path = str(library())
+    if " " in path or ":" in path:
+        raise UsageError(
+            f"{path}: a path with spaces or colons cannot be preloaded: set PENSTOCK_CACHE to another folder"
+        )
     before = os.environ.get("LD_PRELOAD")
-    os.environ["LD_PRELOAD"] = f"{library()} {before}" if before else str(library())
+    os.environ["LD_PRELOAD"] = f"{path} {before}" if before else path
     os.execv(program, command)

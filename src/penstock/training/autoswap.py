@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from penstock.budget import Budget, format_size
-from penstock.errors import PlanError, StreamStateError
+from penstock.errors import BudgetInfeasibleError, PlanError, StorageError, StreamStateError
 from penstock.footprint import limit_allocator, read_memory, reset_peak, return_free_memory
 from penstock.planning.swap import METHODS, plan_swaps
 from penstock.planning.swap_plan import SwapPlan
@@ -39,7 +39,7 @@ logger = logging.getLogger("penstock")
 MAPPED_NBYTES, KEPT_NBYTES = 1 << 20, 8 << 20
 """Without a pool, activations are mapped one by one, so that their memory is free when they leave."""
 
-FIRST_OVERHEAD = 24
+FIRST_OVERHEAD = 12
 """With a pool, one part in so many of the budget is for what is not in it, until an iteration was measured."""
 
 CORRECTIONS = 3
@@ -83,6 +83,7 @@ class AutoSwap:
         self._hooks = saved_tensors_hooks(self._saved, self._taken)
         self._handles: list[Any] = []
         self._steps = self._base_nbytes = self._corrections = self._planned_at = 0
+        self._is_peak_reset = False
         self._pool: Pool | None = None
         self._iteration: Iteration | None = None
         self._lifetimes: Lifetimes | None = None
@@ -101,7 +102,6 @@ class AutoSwap:
         """
         if _active:
             raise StreamStateError("autoswap blocks cannot be nested: give one of them all optimizers of the loop")
-        _active.append(self)
         self._pool = Pool.preloaded()
         if self._pool is None:
             limit_allocator(MAPPED_NBYTES, KEPT_NBYTES)
@@ -119,6 +119,7 @@ class AutoSwap:
                 optimizer.register_load_state_dict_pre_hook(lambda *_: self._have_states()),
                 optimizer.register_load_state_dict_post_hook(lambda _: self._forget_states()),
             ]
+        _active.append(self)
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._hooks.__enter__()
         recorder.__enter__()  # type: ignore[no-untyped-call]
@@ -129,14 +130,21 @@ class AutoSwap:
     ) -> None:
         """Undo everything; what graphs of the block still need is brought back to memory."""
         _active.clear()
-        self._end_observing()
-        self._hooks.__exit__(kind, error, trace)
-        while self._handles:
-            self._handles.pop().remove()
-        if self._pool is not None:
-            self._pool.leave()
-            self._pool.retire()
-        self._end_swapping()
+        try:
+            self._end_observing()
+            self._hooks.__exit__(kind, error, trace)
+            while self._handles:
+                self._handles.pop().remove()
+        finally:
+            if self._pool is not None:
+                self._pool.leave()
+                self._pool.retire()
+            try:
+                self._end_swapping()
+            except StorageError as failure:
+                if kind is None:
+                    raise
+                logger.warning("%s: what it held is lost", failure)  # what went wrong first is raised
 
     def _known(self) -> Iterator[torch.Tensor]:
         yield from self._model.parameters()
@@ -152,6 +160,8 @@ class AutoSwap:
 
     def _saved(self, tensor: torch.Tensor) -> Any:
         packed = self._outer[0](tensor) if self._outer is not None else tensor
+        if isinstance(packed, torch.Tensor):
+            packed = packed.detach()  # torch hands over the variable itself, which its node must not hold
         if not _can_leave(packed):
             self._event(Event(SAVED, 0))
             return packed
@@ -178,13 +188,13 @@ class AutoSwap:
             self._swapper.event(event)
             if event.kind == STEP_ENDED and self._corrections < CORRECTIONS:
                 self._correct()
-                reset_peak()
+                self._is_peak_reset = reset_peak()
         elif self._observer is not None:
             self._observer.event(event)
             if event.kind == STEP_ENDED:
                 self._steps += 1
                 self._observe(self._observer)
-                reset_peak()
+                self._is_peak_reset = reset_peak()
 
     def _have_states(self) -> None:
         if self._swapper is not None:
@@ -193,19 +203,26 @@ class AutoSwap:
     def _forget_states(self) -> None:
         if self._swapper is not None:
             self._swapper.forget_states()
+            self._states.clear()
+            if self.iteration is not None:
+                count = len(self.iteration.events)
+                absences = tuple(absence for absence in self.iteration.absences if absence.storage < count)
+                self.iteration = replace(self.iteration, absences=absences)
             logger.warning("the optimizer's state was loaded anew: it stays in memory from now on, beyond the budget")
 
     # -- from the record to the plan --
 
     def _observe(self, observer: Recorder | Timing) -> None:
         """After a step: go on to what comes next, if enough is known."""
-        if self._steps == PATIENCE:
+        if self._steps >= PATIENCE * len(self._optimizers) and not (isinstance(observer, Timing) and observer.is_done):
             logger.warning(
                 "no two iterations in %d steps were alike, so nothing can be planned: training goes on unswapped, "
                 "beyond its budget; pad or bucket the batches to a fixed size",
-                PATIENCE,
+                self._steps,
             )
             self._end_observing()
+            if self._pool is not None:
+                self._pool.leave()
         elif isinstance(observer, Timing):
             if observer.is_done:
                 self._end_observing()
@@ -216,6 +233,7 @@ class AutoSwap:
                 tape = observer.tape()
                 self._end_observing()
                 iteration = self._iteration = last_iteration(tape, period)
+                self._steps = 0
                 self._observer = Timing(iteration.events, iteration.until, self._pool)
 
     def _end_observing(self) -> None:
@@ -246,7 +264,7 @@ class AutoSwap:
 
     def _taken_nbytes(self) -> int:
         """The most memory since the peak was reset, beyond what was taken before by others; 0 if nobody knows."""
-        memory = read_memory()
+        memory = read_memory() if self._is_peak_reset else None
         return memory.peak_nbytes - memory.file_nbytes - self._base_nbytes if memory is not None else 0
 
     def _begin_swapping(self) -> None:
@@ -254,7 +272,10 @@ class AutoSwap:
         assert iteration is not None, "there is something to plan for"
         assert links is not None, "links were measured"
         problem = iteration.problem(*links, self.budget.nbytes - self.overhead_nbytes)
-        plan = plan_swaps(problem, scores=self._scores)
+        try:
+            plan = plan_swaps(problem, scores=self._scores)
+        except BudgetInfeasibleError as error:
+            raise self._refusal(error.needed_nbytes) from error
         if self._lifetimes is not None:
             plan = gone_in_time(problem, plan)
         self._end_swapping()
@@ -264,6 +285,7 @@ class AutoSwap:
             first = self._lifetimes.first_allocations
             seek = self._pool.seek
             places = pool_places(self._pool, self._lifetimes, plan, self._allocations, gone_by(plan))
+            self._pool.retire()
             self._swapper = Swapper(
                 iteration.events,
                 plan,
@@ -278,6 +300,19 @@ class AutoSwap:
             self._swapper = Swapper(iteration.events, plan, mover, places, self.stats, states=self._states)
         self._planned_at = self.stats.iterations
         return_free_memory()
+
+    def _refusal(self, live_nbytes: int) -> BudgetInfeasibleError:
+        """So much is live at one moment whatever is away; what is kept free beside it comes on top."""
+        beside_nbytes = self.overhead_nbytes
+        if self._lifetimes is not None:
+            beside_nbytes = max(beside_nbytes, live_nbytes // (FIRST_OVERHEAD - 1) + 1)
+        needed_nbytes = live_nbytes + beside_nbytes
+        return BudgetInfeasibleError(
+            f"an iteration has {format_size(live_nbytes)} in memory at one moment that are all in use, and takes "
+            f"{format_size(beside_nbytes)} beside them; the budget is {format_size(self.budget.nbytes)}: set one of "
+            f"{format_size(needed_nbytes)}, or take smaller batches",
+            needed_nbytes=needed_nbytes,
+        )
 
     def _end_swapping(self) -> None:
         """What graphs still need is brought back to memory."""
@@ -329,7 +364,9 @@ class AutoSwap:
 
 
 def _can_leave(kept: Any) -> bool:
-    return type(kept) is torch.Tensor and kept.layout is torch.strided and kept.device.type == "cpu"
+    if type(kept) is not torch.Tensor or kept.layout is not torch.strided or kept.device.type != "cpu":
+        return False
+    return not (kept.is_conj() or kept.is_neg())  # which are no part of the bytes
 
 
 def autoswap(
@@ -343,7 +380,8 @@ def autoswap(
     """Around an ordinary training loop: from the third iteration or so on, it stays within `budget`.
 
     The first iterations run unswapped and are recorded, until two in a row are alike. From then on activations that lie
-    idle are written to a file and read back before they are needed; the results are the same to the last bit.
+    idle, and optimizer state between two steps, are written to a file and read back before they are needed; the results
+    are the same to the last bit.
 
     Args:
         model: what is trained.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from concurrent.futures import Future
 from time import perf_counter
 
@@ -27,6 +28,8 @@ class Entry:
         self._written: Written | None = None
         self._reading: Future[None] | None = None
         self._returning: torch.UntypedStorage | None = None
+        self._elsewhere: weakref.ref[torch.UntypedStorage] | None = None
+        self._versions: list[int] = []
         self._stays = False
         self._aliases: list[
             tuple[torch.Tensor, torch.Tensor]
@@ -39,6 +42,7 @@ class Entry:
     def leave(self) -> None:
         """Begin to write it."""
         if self.storage is not None and not self._stays:
+            self._versions = [tensor._version for tensor, _ in self._aliases]
             self._writing = self._mover.write(self.storage, self._offset)
 
     def stay(self) -> None:
@@ -59,7 +63,8 @@ class Entry:
         except BaseException:
             self._stays = True
             raise
-        if not self._stays:
+        if not self._stays and self._versions == [tensor._version for tensor, _ in self._aliases]:
+            self._elsewhere = weakref.ref(self.storage) if self.storage is not None else None
             self._written, self.storage = written, None
             while self._aliases:
                 alias, hollow = self._aliases.pop()
@@ -69,8 +74,15 @@ class Entry:
     def begin_to_return(self) -> None:
         """Begin to read it, if it is away and its place is free."""
         self._stays = True
+        self._find()
         if self._written is not None and self._reading is None:
             self._read_to(self._place)
+
+    def _find(self) -> None:
+        """Somebody else may have held it all the time: then it never was away."""
+        found = self._elsewhere() if self._elsewhere is not None and self._reading is None else None
+        if found is not None:
+            self.storage, self._written = found, None
 
     def _read_to(self, place: Place) -> None:
         assert self._written is not None, "what is not in memory was written"
@@ -85,6 +97,7 @@ class Entry:
             StorageError: it could not be read.
         """
         self._stays = True
+        self._find()
         if self.storage is not None:
             return self.storage, 0.0
         began = perf_counter()

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from penstock.errors import StorageError
-from penstock.runtime.devices.cpu_queue import CpuArena
+from penstock.runtime.devices.cpu_queue import HUGE_PAGE_NBYTES, CpuArena
 from penstock.training.pool import Pool
 from penstock.training.swapfile import SwapFile, Written
 
@@ -32,6 +32,7 @@ class Mover:
     def __init__(self, file: SwapFile) -> None:
         self.file = file
         self.write_seconds = self.read_seconds = 0.0
+        self._is_closed = False
         self._queues = [SimpleQueue[_Job | None](), SimpleQueue[_Job | None]()]
         self._threads = [
             threading.Thread(target=_work, args=(queue,), name=f"penstock-{name}", daemon=True)
@@ -51,7 +52,7 @@ class Mover:
             _settle(future, lambda: self.file.write(held.pop(), offset))
             self.write_seconds += perf_counter() - began
 
-        self._queues[0].put(job)
+        self._begin(0, job, future)
         return future
 
     def read(self, written: Written, into: torch.UntypedStorage) -> Future[None]:
@@ -63,11 +64,18 @@ class Mover:
             _settle(future, lambda: self.file.read(written, into.data_ptr()))
             self.read_seconds += perf_counter() - began
 
-        self._queues[1].put(job)
+        self._begin(1, job, future)
         return future
+
+    def _begin(self, queue: int, job: _Job, future: Future[Any]) -> None:
+        if self._is_closed:
+            future.set_exception(StorageError("the block of autoswap has ended, and what was away with it is lost"))
+        else:
+            self._queues[queue].put(job)
 
     def close(self) -> None:
         """Finish what was asked for, end the threads, close the file. Safe to call twice."""
+        self._is_closed = True
         for queue in self._queues:
             queue.put(None)
         for thread in self._threads:
@@ -91,11 +99,18 @@ def _settle(future: Future[T], work: Callable[[], T]) -> None:
 
 
 class Place:
-    """Where in an arena a storage comes back to; free again when the last tensor over it is gone."""
+    """Where in an arena a storage comes back to; free again when the last tensor over it is gone.
 
-    def __init__(self, arena: CpuArena, offset: int, nbytes: int) -> None:
+    Args:
+        arena: the memory.
+        offset, nbytes: of the place; whole huge pages, where places share an arena.
+        taken: for each huge page of the arena whether some place has it; one for all its places.
+    """
+
+    def __init__(self, arena: CpuArena, offset: int, nbytes: int, taken: bytearray | None = None) -> None:
         self.arena, self.offset, self.nbytes = arena, offset, nbytes
-        self._held: weakref.ref[torch.UntypedStorage] | None = None
+        self._pages = slice(offset // HUGE_PAGE_NBYTES, -(-(offset + nbytes) // HUGE_PAGE_NBYTES))
+        self._taken = taken if taken is not None else bytearray(self._pages.stop)
 
     def open(self, written: Written) -> torch.UntypedStorage | None:
         """Memory for these bytes to come back to; None while the place is taken."""
@@ -103,14 +118,18 @@ class Place:
             return None
         tensor = self.arena.tensor(self.offset + written.lead_nbytes, torch.uint8, (written.nbytes,))
         storage = tensor.untyped_storage()
-        self._held = weakref.ref(storage)
-        weakref.finalize(storage, self._give_back)
+        # At exit others may still want what is there.
+        weakref.finalize(storage, self._give_back).atexit = False
         return storage
 
     def _take(self) -> bool:
-        return self._held is None or self._held() is None
+        if any(self._taken[self._pages]):
+            return False
+        self._taken[self._pages] = b"\1" * (self._pages.stop - self._pages.start)
+        return True
 
     def _give_back(self) -> None:
+        self._taken[self._pages] = bytes(self._pages.stop - self._pages.start)
         with contextlib.suppress(ValueError):  # the arena is gone already
             self.arena.give_back(self.offset, self.nbytes)
 

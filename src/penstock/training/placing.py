@@ -27,9 +27,9 @@ def own_places(plan: SwapPlan, iteration: Iteration) -> list[Place]:
     lower = np.where([swap.storage < count for swap in plan.swaps], lower, 0)
     upper = np.array([iteration.until.get(swap.storage, count) for swap in plan.swaps])
     found = place(lower, np.maximum(upper, lower + 1), sizes, seconds=1.0)
-    arena = CpuArena(found.height * HUGE_PAGE_NBYTES)
+    arena, taken = CpuArena(found.height * HUGE_PAGE_NBYTES), bytearray(found.height)
     return [
-        Place(arena, int(offset) * HUGE_PAGE_NBYTES, int(size) * HUGE_PAGE_NBYTES)
+        Place(arena, int(offset) * HUGE_PAGE_NBYTES, int(size) * HUGE_PAGE_NBYTES, taken)
         for offset, size in zip(found.offsets, sizes, strict=True)
     ]
 
@@ -38,8 +38,9 @@ def pool_places(
     pool: Pool, lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], gone_by: Sequence[int]
 ) -> list[Place]:
     """Places in the pool's arena, which from now on has one for each allocation of an iteration."""
-    found_at = [allocations.get(swap.storage) for swap in plan.swaps]
-    blocks = [ordinal - lifetimes.first_ordinal if ordinal is not None else None for ordinal in found_at]
+    first, count = lifetimes.first_ordinal, len(lifetimes.nbytes)
+    found_at = [allocations.get(swap.storage, -1) - first for swap in plan.swaps]
+    blocks = [block if 0 <= block < count else None for block in found_at]
     found = plan_pool(lifetimes, plan, blocks, gone_by)
     arena = pool.follow(found.placement.height, found.nbytes, found.offsets)
     pairs = zip(found.returns, plan.swaps, strict=True)

@@ -24,6 +24,8 @@ typedef struct {
 extern void __libc_free(void *);
 
 static int (*real_memalign)(void **, size_t, size_t);
+static void (*real_free)(void *);
+static __thread int is_resolving;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread int is_followed; /* this thread's allocations are recorded, or planned */
 static size_t least_nbytes = SIZE_MAX;
@@ -49,8 +51,24 @@ static const int64_t *plan_nbytes, *plan_offsets;
 static int64_t plan_count, next_planned;
 static int64_t followed_count, departed_count, taken_count;
 
-__attribute__((constructor)) static void begin(void) {
+/* The next library's, which need not be the C library's: other allocators are preloaded, too. */
+static void resolve(void) {
+    is_resolving = 1;
     real_memalign = (int (*)(void **, size_t, size_t))dlsym(RTLD_NEXT, "posix_memalign");
+    real_free = (void (*)(void *))dlsym(RTLD_NEXT, "free");
+    is_resolving = 0;
+}
+
+/* A forked child is another process: it records and follows nothing, and nobody holds its lock. */
+static void after_fork(void) {
+    pthread_mutex_init(&lock, NULL);
+    is_recording = is_following = is_followed = 0;
+    least_nbytes = SIZE_MAX;
+}
+
+__attribute__((constructor)) static void begin(void) {
+    resolve();
+    pthread_atfork(NULL, NULL, after_fork);
 }
 
 static void note(int64_t kind, int64_t value) {
@@ -112,6 +130,7 @@ static void *planned(size_t nbytes) {
 }
 
 int posix_memalign(void **found, size_t alignment, size_t nbytes) {
+    if (!real_memalign) resolve();
     if (nbytes < least_nbytes || !is_followed || alignment > PAGE) return real_memalign(found, alignment, nbytes);
     if (is_following) {
         pthread_mutex_lock(&lock);
@@ -155,7 +174,11 @@ void free(void *memory) {
         }
         pthread_mutex_unlock(&lock);
     }
-    __libc_free(memory);
+    if (!real_free && !is_resolving) resolve();
+    if (real_free)
+        real_free(memory);
+    else
+        __libc_free(memory);
 }
 
 /* Record this thread's allocations from `least` bytes on into `into`. */
@@ -222,10 +245,10 @@ int penstock_pool_take(int64_t offset, int64_t nbytes) {
     return is_ours;
 }
 
-/* Allocate no more in the arena; what lies there stays valid. */
+/* Record nothing and allocate no more in the arena; what lies there stays valid. */
 void penstock_pool_leave(void) {
     pthread_mutex_lock(&lock);
-    is_followed = is_following = 0;
+    is_recording = is_followed = is_following = 0;
     least_nbytes = SIZE_MAX;
     pthread_mutex_unlock(&lock);
 }

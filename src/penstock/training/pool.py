@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def library() -> Path:
     if compiler is None:
         raise CompilerMissingError("no C compiler (cc, gcc or clang) is installed, so there is no pool: install one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     command = [compiler, "-O2", "-shared", "-fPIC", "-x", "c", "-", "-o", str(part), "-ldl", "-lpthread"]
     done = subprocess.run(command, input=source, capture_output=True, check=False)
     if done.returncode:

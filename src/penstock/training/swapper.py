@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -204,12 +205,22 @@ class Swapper:
     def bring_back(self) -> None:
         """Have in memory whatever somebody may still ask for."""
         self._stay()
-        self.have_states()
-        for reference in self._last:
-            entry = reference() if reference is not None else None
+        failures: list[StorageError] = []
+        entries = [reference() for reference in self._last if reference is not None]
+        for entry in entries:
             if entry is not None:
-                entry.settle(wait=True)
-                entry.present()
+                with contextlib.suppress(StorageError):  # what could not be written is in memory
+                    entry.settle(wait=True)
+        for present in (
+            *(state.present for state in self._states.values()),
+            *(entry.present for entry in entries if entry is not None),
+        ):
+            try:
+                present()
+            except StorageError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False

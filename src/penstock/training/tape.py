@@ -113,9 +113,10 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         segment = len(self.events) - 1
         name = func.overloadpacket.__name__
-        if not func.is_view:
-            for storage in _storages((args, kwargs)):
-                self._record(storage, "(before)", born=-1).use(segment)
+        for storage in _storages((args, kwargs)):
+            record = self._record(storage, "(before)", born=-1)
+            if not func.is_view:
+                record.use(segment)
         for storage in _storages(result):
             self._record(storage, name, born=segment).use(segment)
         return result
@@ -126,7 +127,7 @@ class Recorder(TorchDispatchMode):
         if found is None:
             found = self._live[key] = StorageRecord(storage.nbytes(), born, operation)
             self._storages.append(found)
-            weakref.finalize(storage, self._released, key, found)
+            weakref.finalize(storage, self._released, key, found).atexit = False
             self.live_nbytes += found.nbytes
             self._segment_peak_nbytes = max(self._segment_peak_nbytes, self.live_nbytes)
         return found
@@ -140,7 +141,8 @@ class Recorder(TorchDispatchMode):
     def know(self, tensors: Iterator[torch.Tensor]) -> None:
         """These live already."""
         for tensor in tensors:
-            self._record(tensor.untyped_storage(), "(before)", born=-1)
+            for storage in _storages(tensor):
+                self._record(storage, "(before)", born=-1)
 
     def tape(self) -> Tape:
         """All so far; the last segment, which the last event began, is not over."""

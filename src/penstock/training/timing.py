@@ -34,6 +34,7 @@ class Timing:
     def __init__(self, events: tuple[Event, ...], saves: Collection[int], pool: Pool | None) -> None:
         self._events, self._saves, self._pool = events, frozenset(saves), pool
         self._next = self.marked = self._iterations = 0
+        self._is_lost = False  # until an iteration ends
         self._began = perf_counter()
         self._seconds: list[float] = []
         self._all_seconds: list[list[float]] = []
@@ -49,8 +50,8 @@ class Timing:
         self.marked += 1
         self._seconds.append(now - self._began)
         self._began = now
-        if event != self._events[self._next]:
-            self._next = 0 if event == self._events[-1] else self._next
+        if self._is_lost or event != self._events[self._next]:
+            self._is_lost, self._next = event != self._events[-1], 0
             self._all_seconds.clear()
             self._seconds.clear()
             return
