@@ -411,6 +411,25 @@ def test_a_tensor_that_the_user_keeps_is_never_emptied() -> None:
     assert within.plan.swaps
 
 
+def test_what_a_local_variable_holds_is_not_counted_as_away() -> None:
+    def one(model: Any, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        held = torch.tanh(model.layers[0](x))
+        loss = model(held * held).square().mean()
+        if not holds[0]:
+            del held
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    holds, absences = [False], []
+    for holds[0] in (False, True):
+        within = both(one, budget=26 * MIB)
+        assert within.iteration is not None
+        absences.append(len(within.iteration.absences))
+    assert absences[1] < absences[0]
+
+
 def test_graphs_that_are_dropped_are_freed() -> None:
     released: list[int] = []
     model, optimizer = make()

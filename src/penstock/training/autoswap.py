@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -205,9 +205,7 @@ class AutoSwap:
             self._swapper.forget_states()
             self._states.clear()
             if self.iteration is not None:
-                count = len(self.iteration.events)
-                absences = tuple(absence for absence in self.iteration.absences if absence.storage < count)
-                self.iteration = replace(self.iteration, absences=absences)
+                self._exclude({absence.storage for absence in self.iteration.absences if absence.leaves == 0})
             logger.warning("the optimizer's state was loaded anew: it stays in memory from now on, beyond the budget")
 
     # -- from the record to the plan --
@@ -333,6 +331,10 @@ class AutoSwap:
         return_free_memory()
         if self._pool is not None:
             self._pool.retire()
+        if self._swapper is not None and self._swapper.futile and self.iteration is not None:
+            self._exclude(self._swapper.futile)
+            self._begin_swapping()
+            return
         taken_nbytes = self._taken_nbytes() if followed > 1 else 0  # the first still has memory of what was before
         if taken_nbytes > self.budget.nbytes:
             self._corrections += 1
@@ -340,6 +342,12 @@ class AutoSwap:
             self._begin_swapping()
         elif followed > 2:
             self._corrections = CORRECTIONS
+
+    def _exclude(self, storages: Collection[int]) -> None:
+        """These are not away, whatever the plan says."""
+        assert self.iteration is not None, "there was something to plan for"
+        absences = tuple(absence for absence in self.iteration.absences if absence.storage not in storages)
+        self.iteration = replace(self.iteration, absences=absences)
 
     @property
     def pool_stats(self) -> PoolStats | None:

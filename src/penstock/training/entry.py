@@ -71,6 +71,11 @@ class Entry:
                 alias.data = hollow  # it still knows its version
         return True
 
+    @property
+    def is_held_elsewhere(self) -> bool:
+        """Whether it was given up, and is in memory all the same, because somebody else has it."""
+        return self._elsewhere is not None and self._elsewhere() is not None
+
     def begin_to_return(self) -> None:
         """Begin to read it, if it is away and its place is free."""
         self._stays = True

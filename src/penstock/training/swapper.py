@@ -14,6 +14,7 @@ import torch
 
 from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
+from penstock.planning.swap_schedule import gone_by
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
 from penstock.training.states import State
@@ -44,6 +45,9 @@ class SwapStats:
 
 class Swapper:
     """The executing side of a swap plan.
+
+    Attributes:
+        futile: storages that were given up and stayed in memory, because somebody else has them, a local variable say.
 
     Args:
         events: which begin the segments of an iteration.
@@ -76,6 +80,8 @@ class Swapper:
             index: State(states[swap.storage]) for index, swap in enumerate(plan.swaps) if swap.storage in states
         }
         self._leaving = _by_segment([swap.leaves for swap in plan.swaps])
+        self._gone_at = _by_segment([segment + 1 for segment in gone_by(plan)])
+        self.futile: set[int] = set()
         self._reading = _by_segment([swap.reads_at for swap in plan.swaps])
         self._offsets = np.cumsum([0, *(room_nbytes(swap.nbytes) for swap in plan.swaps)])
         self._entries: list[weakref.ref[Entry] | None] = [None] * len(plan.swaps)  # what graphs do not hold is gone
@@ -148,6 +154,10 @@ class Swapper:
                 self.stats.swapped_nbytes += self.plan.swaps[index].nbytes
         if self._unsettled:
             self._settle(segment)
+        for index in self._gone_at.get(segment, ()):
+            entry = self._entry(index)
+            if entry is not None and entry.is_held_elsewhere:
+                self.futile.add(self.plan.swaps[index].storage)
         for index in self._reading.get(segment, ()):
             entry = self._entry(index)
             if entry is not None:
