@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import penstock
 from benchmarks.session import quiet
@@ -33,16 +32,14 @@ class Arm:
     """A model that is trained in one way, a few steps at a time."""
 
     def __init__(self, trained: Trained, way: str, *, budget_nbytes: int, scores: str, group: dict[str, Any]) -> None:
-        self._trained, self._way = trained, way
-        _warm_up()
+        self._trained = trained
+        _warm_up(way)
         trained.make()  # for what its library imports
         return_free_memory()
         self._group = MemoryGroup(Path(group["path"]), group["version"])
         self._group.enter()
         torch.manual_seed(0)
         self._model = trained.make().train()
-        if way == "checkpoint":
-            _checkpoint_blocks(self._model)
         self._optimizer = trained.optimizer(self._model.parameters())
         self._chance = torch.Generator().manual_seed(1)
         self._stack = contextlib.ExitStack()
@@ -50,8 +47,6 @@ class Arm:
         if way == "autoswap":
             block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes, scores=scores)
             self._swap = self._stack.enter_context(block)
-        elif way == "save-on-disk":
-            self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*_saving_everything()))
 
     def steps(self, count: int) -> dict[str, Any]:
         """Seconds and losses of so many iterations, and the most memory that they took."""
@@ -95,35 +90,16 @@ class Arm:
         return {"digest": found.hexdigest()}
 
 
-def _warm_up() -> None:
-    """Threads, kernels and imports are nobody's."""
+def _warm_up(way: str) -> None:
+    """Threads, kernels and imports are nobody's. Plain training is left alone: autoswap sets the allocator's limits."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(8))
     model(torch.zeros(2, 3, 16, 16))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with penstock.autoswap(model, optimizer, budget="1GiB"):
+    with penstock.autoswap(model, optimizer, budget="1GiB") if way == "autoswap" else contextlib.nullcontext():
         for _ in range(4):
             optimizer.zero_grad()
             model(torch.zeros(2, 3, 16, 16)).sum().backward()
             optimizer.step()
-
-
-def _checkpoint_blocks(model: nn.Module) -> None:
-    """`torch.utils.checkpoint` on every block: whatever is repeated in a list of modules."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
-            for child in module:
-                if sum(1 for _ in child.parameters()) > 2:
-                    _checkpointed(child)
-
-
-def _checkpointed(child: nn.Module) -> None:
-    forward = child.forward
-    child.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)  # type: ignore[method-assign]
-
-
-def _saving_everything() -> tuple[Any, Any]:
-    """What `save_on_cpu` does, to disk: every saved tensor to a file, and back when it is asked for."""
-    raise NotImplementedError
 
 
 def main() -> None:
