@@ -106,7 +106,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = _DEFAULT_OUT,
 ) -> None:
     """Measure training within budgets."""
-    found = results.envelope("training", {"budgets": budgets, "scores": scores, "rounds": rounds})
+    found = results.envelope("training", {"budgets": budgets, "scores": scores, "repeats": rounds})
     cells: list[dict[str, Any]] = []
     for name in models.split(","):
         for percent in map(float, budgets.split(",")):

@@ -1,4 +1,4 @@
-"""`penstock.autoswap`: an ordinary training loop within a byte budget."""
+"""A training loop within a byte budget: recorded, planned for, and swapped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from penstock.budget import Budget, format_size
-from penstock.errors import BudgetInfeasibleError, PlanError, StorageError, StreamStateError
+from penstock.errors import BudgetInfeasibleError, StorageError, StreamStateError
 from penstock.footprint import limit_allocator, read_memory, reset_peak, return_free_memory
-from penstock.planning.swap import METHODS, plan_swaps
+from penstock.planning.swap import plan_swaps
+from penstock.planning.swap_explain import explain_swaps
 from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_problem import Link
 from penstock.planning.swap_schedule import gone_by, gone_in_time
@@ -356,67 +357,12 @@ class AutoSwap:
 
     def explain(self) -> str:
         """What is planned, for people."""
-        plan = self.plan
-        if plan is None:
+        if self.plan is None:
             return "nothing is planned yet: no two iterations were alike so far"
-        leave = f"{len(plan.swaps)} storages of together {format_size(plan.swapped_nbytes)} leave memory"
-        peak = f"{format_size(plan.full_peak_nbytes)}, with them away {format_size(plan.peak_nbytes)}"
-        seconds = f"{plan.compute_seconds:.3f} s, predicted {plan.predicted_seconds:.3f} s ({plan.overhead:+.1%})"
-        return "\n".join(
-            [
-                f"{leave} in each iteration, chosen by {plan.method}",
-                f"  peak            {peak}, and {format_size(self.overhead_nbytes)} beside storages",
-                f"  an iteration    {seconds}; no plan takes less than {plan.bound_seconds:.3f} s",
-            ]
-        )
+        return explain_swaps(self.plan, self.overhead_nbytes)
 
 
 def _can_leave(kept: Any) -> bool:
     if type(kept) is not torch.Tensor or kept.layout is not torch.strided or kept.device.type != "cpu":
         return False
     return not (kept.is_conj() or kept.is_neg())  # which are no part of the bytes
-
-
-def autoswap(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    *,
-    budget: int | str | Budget,
-    offload_folder: str | Path | None = None,
-    scores: str = "best",
-) -> AutoSwap:
-    """Around an ordinary training loop: from the third iteration or so on, it stays within `budget`.
-
-    The first iterations run unswapped and are recorded, until two in a row are alike. From then on activations that lie
-    idle, and optimizer state between two steps, are written to a file and read back before they are needed; the results
-    are the same to the last bit.
-
-    Args:
-        model: what is trained.
-        optimizer: what steps it; a sequence where there are several.
-        budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
-        offload_folder: on a local disk; the system's temporary folder if None.
-        scores: how to choose what leaves: one of `best`, `doa`, `aoa`, `wdoa`, `swdoa`.
-
-    Raises:
-        BudgetError: the budget is no size.
-        PlanError: there is no such score.
-        StreamStateError: the model is streamed, or an optimizer is none.
-        BudgetInfeasibleError: from the step after which it is known: no plan is within the budget.
-        StorageError: likewise: the folder has no room.
-    """
-    if scores not in METHODS:
-        raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    for found in optimizers:
-        if not isinstance(found, torch.optim.Optimizer):
-            raise StreamStateError(f"{found!r} is no torch.optim.Optimizer")
-    if not optimizers:
-        raise StreamStateError("autoswap needs the optimizer of the loop: its steps tell where an iteration ends")
-    return AutoSwap(
-        model,
-        optimizers,
-        budget=Budget(budget),
-        offload_folder=Path(offload_folder).expanduser() if offload_folder is not None else None,
-        scores=scores,
-    )

@@ -1,0 +1,25 @@
+"""A swap plan in words."""
+
+from __future__ import annotations
+
+from penstock.budget import format_size
+from penstock.planning.swap_plan import SwapPlan
+
+
+def explain_swaps(plan: SwapPlan, overhead_nbytes: int) -> str:
+    """What leaves memory, what an iteration takes of it then, and how long it takes, for people.
+
+    Args:
+        plan: what is followed.
+        overhead_nbytes: what an iteration takes beside its storages.
+    """
+    leave = f"{len(plan.swaps)} storages of together {format_size(plan.swapped_nbytes)} leave memory"
+    peak = f"{format_size(plan.full_peak_nbytes)}, with them away {format_size(plan.peak_nbytes)}"
+    seconds = f"{plan.compute_seconds:.3f} s, predicted {plan.predicted_seconds:.3f} s ({plan.overhead:+.1%})"
+    return "\n".join(
+        [
+            f"{leave} in each iteration, chosen by {plan.method}",
+            f"  peak            {peak}, and {format_size(overhead_nbytes)} beside storages",
+            f"  an iteration    {seconds}; no plan takes less than {plan.bound_seconds:.3f} s",
+        ]
+    )

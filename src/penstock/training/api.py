@@ -1,0 +1,59 @@
+"""`penstock.autoswap`: an ordinary training loop within a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from penstock.budget import Budget
+from penstock.errors import PlanError, StreamStateError
+from penstock.planning.swap import METHODS
+from penstock.training.autoswap import AutoSwap
+
+
+def autoswap(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    *,
+    budget: int | str | Budget,
+    offload_folder: str | Path | None = None,
+    scores: str = "best",
+) -> AutoSwap:
+    """Around an ordinary training loop: from the third iteration or so on, it stays within `budget`.
+
+    The first iterations run unswapped and are recorded, until two in a row are alike. From then on activations that lie
+    idle, and optimizer state between two steps, are written to a file and read back before they are needed; the results
+    are the same to the last bit.
+
+    Args:
+        model: what is trained.
+        optimizer: what steps it; a sequence where there are several.
+        budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
+        offload_folder: on a local disk; the system's temporary folder if None.
+        scores: how to choose what leaves: one of `best`, `doa`, `aoa`, `wdoa`, `swdoa`.
+
+    Raises:
+        BudgetError: the budget is no size.
+        PlanError: there is no such score.
+        StreamStateError: the model is streamed, or an optimizer is none.
+        BudgetInfeasibleError: from the step after which it is known: no plan is within the budget.
+        StorageError: likewise: the folder has no room.
+    """
+    if scores not in METHODS:
+        raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for found in optimizers:
+        if not isinstance(found, torch.optim.Optimizer):
+            raise StreamStateError(f"{found!r} is no torch.optim.Optimizer")
+    if not optimizers:
+        raise StreamStateError("autoswap needs the optimizer of the loop: its steps tell where an iteration ends")
+    return AutoSwap(
+        model,
+        optimizers,
+        budget=Budget(budget),
+        offload_folder=Path(offload_folder).expanduser() if offload_folder is not None else None,
+        scores=scores,
+    )
