@@ -1,6 +1,6 @@
 """An ordinary training loop within a budget: `penstock exec -- python examples/train.py`, or without `penstock exec`.
 
-A small ResNet-like network on random images has up to 256 MiB live at one moment; here it gets 200.
+A small ResNet-like network on random images has up to 116 MiB live at one moment; here it gets 90.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from torch import nn
 
 import penstock
 
-BUDGET = "200MiB"
-STEPS = 12
+BUDGET = "90MiB"
+STEPS = 9
 
 
 class Block(nn.Module):
@@ -41,7 +41,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     with penstock.autoswap(model, optimizer, budget=BUDGET) as swap:
         for step in range(STEPS):
-            images, labels = torch.randn(16, 3, 48, 48), torch.randint(10, (16,))
+            images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images), labels)
             loss.backward()

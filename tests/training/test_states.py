@@ -15,6 +15,7 @@ from torch import nn
 
 import penstock
 from penstock.errors import StorageError
+from penstock.planning.swap_problem import Link
 from penstock.training import swapfile
 from penstock.training.autoswap import AutoSwap
 
@@ -26,6 +27,8 @@ BUDGET = 30 * MIB  # parameters and gradients are 14 MiB, and so is the state
 def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured beside storages differs from run to run."""
     monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "read_memory", lambda: None)
+    link = Link(1e-4, 1e9)  # measured ones take longer than these loops
+    monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "measure_links", lambda folder: (link, link))
 
 
 def make(kind: str = "adam") -> tuple[nn.Module, torch.optim.Optimizer]:
