@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
-from penstock.errors import PlanError
+from penstock.planning.fields import Fields, as_integer, parse_object
 
 VERSION = 1
 
@@ -79,28 +78,31 @@ class SwapPlan:
         Raises:
             PlanError: the text is no such plan.
         """
-        try:
-            found = json.loads(text)
-            if not isinstance(found, dict) or found.get("version") != VERSION:
-                raise PlanError(f"not a swap plan of version {VERSION}: record and plan anew")
-            values = {field.name: found.pop(field.name) for field in fields(cls)}
-            if found:
-                raise PlanError(f"a swap plan has no {sorted(found)[0]!r}: record and plan anew")
-            values["swaps"] = tuple(Swap(**_integers(swap)) for swap in values["swaps"])
-            values["gone"] = tuple(_integers({"gone": count})["gone"] for count in values["gone"])
-            for name in ("limit_nbytes", "peak_nbytes", "full_peak_nbytes"):
-                _integers({name: values[name]})
-            for name in ("compute_seconds", "predicted_seconds", "bound_seconds"):
-                values[name] = float(values[name])
-            return cls(**{**values, "method": str(values["method"])})
-        except (TypeError, KeyError, ValueError, RecursionError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"not a swap plan ({error!r}): record and plan anew") from error
+        found = parse_object(text, "swap plan")
+        plan = cls(
+            version=found.integer("version", VERSION, VERSION),
+            swaps=found.items("swaps", _read_swap),
+            gone=found.items("gone", lambda value, path: as_integer(value, path, 0)),
+            method=found.text("method"),
+            limit_nbytes=found.integer("limit_nbytes", 0),
+            peak_nbytes=found.integer("peak_nbytes", 0),
+            full_peak_nbytes=found.integer("full_peak_nbytes", 0),
+            compute_seconds=found.seconds("compute_seconds"),
+            predicted_seconds=found.seconds("predicted_seconds"),
+            bound_seconds=found.seconds("bound_seconds"),
+        )
+        found.finish()
+        return plan
 
 
-def _integers(values: dict[str, Any]) -> dict[str, int]:
-    for name, value in values.items():
-        if type(value) is not int:
-            raise PlanError(f"{name} of a swap plan is {value!r}, which is no integer: record and plan anew")
-    return values
+def _read_swap(value: object, path: str) -> Swap:
+    found = Fields(value, path)
+    swap = Swap(
+        storage=found.integer("storage", 0),
+        nbytes=found.integer("nbytes", 1),
+        leaves=found.integer("leaves", 0),
+        reads_at=found.integer("reads_at", 0),
+        returns=found.integer("returns", 0),
+    )
+    found.finish()
+    return swap

@@ -6,6 +6,7 @@ belong to *absences*: stretches between two uses of one storage, during which it
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -100,13 +101,22 @@ class SwapProblem:
         """No limit below this can be kept: what is live at the worst moment with all away that may be."""
         return int((self.load_nbytes - self.away_nbytes(self.absences)).max())
 
-    def away_nbytes(self, absences: tuple[Absence, ...]) -> Ints:
-        """(n,) bytes that are away in each segment if these take as long as they can."""
+    def away_nbytes(self, absences: Sequence[Absence], until: Sequence[int] | None = None) -> Ints:
+        """(n,) bytes that are away in each segment if these take as long as they can, or until these segments."""
         change = np.zeros(len(self.seconds) + 1, dtype=np.int64)
-        for absence in absences:
+        ends = until if until is not None else [absence.returns for absence in absences]
+        for absence, end in zip(absences, ends, strict=True):
             change[absence.leaves] += absence.nbytes
-            change[absence.returns] -= absence.nbytes
+            change[end] -= absence.nbytes
         return np.cumsum(change[:-1])
+
+    def written_seconds(self, leaving: Iterable[tuple[int, int]]) -> list[float]:
+        """When each write ends if nothing is waited for, of pairs of segment and bytes in the order of writing."""
+        written, free = [], 0.0
+        for segment, nbytes in leaving:
+            free = max(free, float(self.starts[segment])) + self.out.seconds(nbytes)
+            written.append(free)
+        return written
 
     def hidden_seconds(self, absence: Absence) -> float:
         """How much longer the absence is than writing and reading it take: below zero, something waits for it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from penstock.planning.swap_plan import Swap, SwapPlan
-from penstock.planning.swap_problem import Absence, Ints, SwapProblem
+from penstock.planning.swap_problem import Absence, SwapProblem
 
 SLACK = 4
 """A write that nothing waits for may end so many segments late before the place that it leaves is given to others."""
@@ -33,7 +33,7 @@ def stick_to_limit(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule 
     """The schedule that is within the limit at any moment, however slow the links; None if there is none."""
     order = _in_order(chosen)
     reads = _latest_reads(problem, order)
-    away = _away(problem, order, reads)
+    away = problem.away_nbytes(order, reads)
     for segment in np.flatnonzero(problem.load_nbytes - away > problem.limit_nbytes):
         lacking = int(problem.load_nbytes[segment] - away[segment]) - problem.limit_nbytes
         early = [i for i, a in enumerate(order) if reads[i] <= segment < a.returns and a.leaves <= segment]
@@ -55,22 +55,15 @@ def no_overhead(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule:
     """The schedule in which nothing waits; what cannot be written and read in time stays."""
     order = _in_order(chosen)
     while True:
-        reads, written = _latest_reads(problem, order), 0.0
-        late = None
-        for index, absence in enumerate(order):
-            written = max(written, problem.starts[absence.leaves]) + problem.out.seconds(absence.nbytes)
-            if written > problem.starts[reads[index]] or reads[index] <= absence.leaves:
-                late = index
-                break
-        if late is None:
+        reads, written = _latest_reads(problem, order), problem.written_seconds((a.leaves, a.nbytes) for a in order)
+        late = [i for i, a in enumerate(order) if written[i] > problem.starts[reads[i]] or reads[i] <= a.leaves]
+        if not late:
             break
-        del order[late]
+        del order[late[0]]
     swaps = _swaps(order, reads)
     gone = (0,) * len(problem.seconds)
-    present_nbytes, written = problem.load_nbytes.copy(), 0.0
-    for swap in swaps:
-        written = max(written, problem.starts[swap.leaves]) + problem.out.seconds(swap.nbytes)
-        first = int(np.searchsorted(problem.starts, written))
+    present_nbytes = problem.load_nbytes.copy()
+    for swap, first in zip(swaps, np.searchsorted(problem.starts, written), strict=True):
         present_nbytes[first : swap.reads_at] -= swap.nbytes
     return Schedule(swaps, gone, int(present_nbytes.max()), simulate_swaps(problem, swaps, gone))
 
@@ -97,14 +90,6 @@ def _latest_reads(problem: SwapProblem, order: Sequence[Absence]) -> list[int]:
     return reads
 
 
-def _away(problem: SwapProblem, order: Sequence[Absence], reads: Sequence[int]) -> Ints:
-    change = np.zeros(len(problem.seconds) + 1, dtype=np.int64)
-    for absence, read in zip(order, reads, strict=True):
-        change[absence.leaves] += absence.nbytes
-        change[read] -= absence.nbytes
-    return np.cumsum(change[:-1])
-
-
 def writes_before(problem: SwapProblem, swaps: Sequence[Swap]) -> tuple[int, ...]:
     """For each segment, how many of the first swaps have to be written before it, so that there is room for it."""
     gone: list[int] = []
@@ -126,11 +111,9 @@ def gone_in_time(problem: SwapProblem, plan: SwapPlan) -> SwapPlan:
     Where no room is needed the plan waits for nothing; places planned beforehand need to know.
     """
     gone = list(plan.gone)
-    written = 0.0
-    for index, swap in enumerate(plan.swaps):
-        written = max(written, problem.starts[swap.leaves]) + problem.out.seconds(swap.nbytes)
-        expected = int(np.searchsorted(problem.starts, written))
-        first = min(max(expected + SLACK, swap.leaves + 1), swap.reads_at)
+    written = problem.written_seconds((swap.leaves, swap.nbytes) for swap in plan.swaps)
+    for index, (swap, expected) in enumerate(zip(plan.swaps, np.searchsorted(problem.starts, written), strict=True)):
+        first = min(max(int(expected) + SLACK, swap.leaves + 1), swap.reads_at)
         for segment in range(first, len(gone)):
             gone[segment] = max(gone[segment], index + 1)
     return replace(plan, gone=tuple(gone))
@@ -146,7 +129,9 @@ def gone_by(plan: SwapPlan) -> tuple[int, ...]:
 
 def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap], gone: Sequence[int]) -> float:
     """Seconds that an iteration takes: segments wait for room and for what they use, links for their last transfer."""
-    leaving, reading, using = (_by_segment(swaps, name) for name in ("leaves", "reads_at", "returns"))
+    leaving = by_segment(swap.leaves for swap in swaps)
+    reading = by_segment(swap.reads_at for swap in swaps)
+    using = by_segment(swap.returns for swap in swaps)
     written: list[float] = []
     back: dict[int, float] = {}
     now = write_free = read_free = 0.0
@@ -169,8 +154,9 @@ def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap], gone: Sequence[i
     return max([now, *last])
 
 
-def _by_segment(swaps: Sequence[Swap], name: str) -> dict[int, list[int]]:
+def by_segment(segments: Iterable[int]) -> dict[int, list[int]]:
+    """For each segment that is named, where."""
     found: dict[int, list[int]] = {}
-    for index, swap in enumerate(swaps):
-        found.setdefault(getattr(swap, name), []).append(index)
+    for index, segment in enumerate(segments):
+        found.setdefault(segment, []).append(index)
     return found

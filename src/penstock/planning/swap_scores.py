@@ -42,7 +42,7 @@ def weighted_duration(problem: SwapProblem, absence: Absence, excess_nbytes: Flo
 
 def excess(problem: SwapProblem, chosen: Sequence[Absence]) -> Floats:
     """(n,) bytes above the limit in each segment with `chosen` away."""
-    present_nbytes = problem.load_nbytes - problem.away_nbytes(tuple(chosen))
+    present_nbytes = problem.load_nbytes - problem.away_nbytes(chosen)
     above: Floats = np.maximum(present_nbytes - problem.limit_nbytes, 0).astype(np.float64)
     return above
 

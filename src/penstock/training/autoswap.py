@@ -86,7 +86,6 @@ class AutoSwap:
         self._steps = self._base_nbytes = self._corrections = self._planned_at = 0
         self._is_peak_reset = False
         self._pool: Pool | None = None
-        self._iteration: Iteration | None = None
         self._lifetimes: Lifetimes | None = None
         self._allocations: dict[int, int] = {}
         self._states: dict[int, torch.Tensor] = {}  # which may leave, by their numbers as storages
@@ -231,9 +230,8 @@ class AutoSwap:
             if period is not None:
                 tape = observer.tape()
                 self._end_observing()
-                iteration = self._iteration = last_iteration(tape, period)
                 self._steps = 0
-                self._observer = Timing(iteration.events, iteration.until, self._pool)
+                self._observer = Timing(last_iteration(tape, period), self._pool)
 
     def _end_observing(self) -> None:
         observer, self._observer = self._observer, None
@@ -241,9 +239,7 @@ class AutoSwap:
             observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _begin_planning(self, timing: Timing) -> None:
-        iteration = self._iteration
-        assert iteration is not None, "what is timed was recorded"
-        iteration = replace(iteration, seconds=timing.seconds())
+        iteration = replace(timing.iteration, seconds=timing.seconds())
         if self._pool is not None:
             entries = self._pool.recorded()
             self._lifetimes = read_lifetimes(entries, len(iteration.events), timing.marked)

@@ -124,14 +124,10 @@ def plan_pool(
         back[index] = begin, max(int(upper[block]), begin + 1), room_nbytes(swap.nbytes)
         upper[block] = max(int(lifetimes.marks[segment]), int(lower[block]) + 1)
     is_placed = upper > lower
-    found = place(
-        np.concatenate([lower[is_placed], back[:, 0]]) % lifetimes.period,
-        np.concatenate([upper[is_placed] - lower[is_placed], back[:, 1] - back[:, 0]])
-        + np.concatenate([lower[is_placed], back[:, 0]]) % lifetimes.period,
-        np.concatenate([size[is_placed], back[:, 2]]),
-        seconds=seconds,
-        period=lifetimes.period,
-    )
+    blocks = np.stack([lower, upper, size], axis=1)[is_placed]
+    begins, ends, sizes = np.concatenate([blocks, back]).T
+    within = begins % lifetimes.period
+    found = place(within, ends - begins + within, sizes, seconds=seconds, period=lifetimes.period)
     offsets = np.full(len(lower), -1, dtype=np.int64)
     count = int(is_placed.sum())
     offsets[is_placed] = found.offsets[:count]

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
@@ -23,15 +22,10 @@ T = TypeVar("T")
 
 
 class Mover:
-    """Writes and reads of one swap file.
-
-    Attributes:
-        write_seconds, read_seconds: that transfers have taken so far.
-    """
+    """Writes and reads of one swap file."""
 
     def __init__(self, file: SwapFile) -> None:
         self.file = file
-        self.write_seconds = self.read_seconds = 0.0
         self._is_closed = False
         self._queues = [SimpleQueue[_Job | None](), SimpleQueue[_Job | None]()]
         self._threads = [
@@ -48,9 +42,7 @@ class Mover:
         del storage
 
         def job() -> None:
-            began = perf_counter()
             _settle(future, lambda: self.file.write(held.pop(), offset))
-            self.write_seconds += perf_counter() - began
 
         self._begin(0, job, future)
         return future
@@ -60,9 +52,7 @@ class Mover:
         future: Future[None] = Future()
 
         def job() -> None:
-            began = perf_counter()
             _settle(future, lambda: self.file.read(written, into.data_ptr()))
-            self.read_seconds += perf_counter() - began
 
         self._begin(1, job, future)
         return future

@@ -14,7 +14,7 @@ import torch
 
 from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
-from penstock.planning.swap_schedule import gone_by
+from penstock.planning.swap_schedule import by_segment, gone_by
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
 from penstock.training.states import State
@@ -79,10 +79,10 @@ class Swapper:
         self._states = {
             index: State(states[swap.storage]) for index, swap in enumerate(plan.swaps) if swap.storage in states
         }
-        self._leaving = _by_segment([swap.leaves for swap in plan.swaps])
-        self._gone_at = _by_segment([segment + 1 for segment in gone_by(plan)])
+        self._leaving = by_segment([swap.leaves for swap in plan.swaps])
+        self._gone_at = by_segment([segment + 1 for segment in gone_by(plan)])
         self.futile: set[int] = set()
-        self._reading = _by_segment([swap.reads_at for swap in plan.swaps])
+        self._reading = by_segment([swap.reads_at for swap in plan.swaps])
         self._offsets = np.cumsum([0, *(room_nbytes(swap.nbytes) for swap in plan.swaps)])
         self._entries: list[weakref.ref[Entry] | None] = [None] * len(plan.swaps)  # what graphs do not hold is gone
         self._by_storage: dict[int, Entry] = {}
@@ -237,10 +237,3 @@ class Swapper:
         self._entries = [None] * len(self._entries)
         self._by_storage.clear()
         self._unsettled.clear()
-
-
-def _by_segment(segments: Sequence[int]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for index, segment in enumerate(segments):
-        found.setdefault(segment, []).append(index)
-    return found

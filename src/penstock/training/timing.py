@@ -6,11 +6,11 @@ their events noted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from time import perf_counter
 
 import torch
 
+from penstock.training.iteration import Iteration
 from penstock.training.pool import Pool
 from penstock.training.tape import Event
 
@@ -22,17 +22,18 @@ class Timing:
     """Iterations that go through the same events.
 
     Args:
-        events: of an iteration.
-        saves: events that save what may leave.
+        iteration: as it was recorded.
         pool: which records meanwhile, if it is preloaded.
 
     Attributes:
-        allocations: for each of `saves`, which recorded allocation its storage was last; -1 if none was.
+        iteration: as it was recorded.
+        allocations: for each event that saves what may leave, which recorded allocation its storage was last; -1 if
+            none was.
         marked: events so far, as the pool counts them.
     """
 
-    def __init__(self, events: tuple[Event, ...], saves: Collection[int], pool: Pool | None) -> None:
-        self._events, self._saves, self._pool = events, frozenset(saves), pool
+    def __init__(self, iteration: Iteration, pool: Pool | None) -> None:
+        self.iteration, self._events, self._pool = iteration, iteration.events, pool
         self._next = self.marked = self._iterations = 0
         self._is_lost = False  # until an iteration ends
         self._began = perf_counter()
@@ -55,7 +56,7 @@ class Timing:
             self._all_seconds.clear()
             self._seconds.clear()
             return
-        if self._pool is not None and storage is not None and self._next in self._saves:
+        if self._pool is not None and storage is not None and self._next in self.iteration.until:
             self.allocations[self._next] = self._pool.ordinal(storage.data_ptr())
         self._next += 1
         if self._next == len(self._events):
