@@ -8,11 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import signal
-import sys
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +17,7 @@ import torch
 from torch import nn
 
 import penstock
-from benchmarks.session import quiet
+from benchmarks.serving import Verbs, serve
 from benchmarks.training_models import Trained, find
 from penstock.cgroup import MemoryGroup
 from penstock.footprint import return_free_memory
@@ -102,30 +97,11 @@ def _warm_up(way: str) -> None:
             optimizer.step()
 
 
-def main() -> None:
-    """Serves the parent on the standard streams."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with os.fdopen(os.dup(1), "w") as write:
-        os.dup2(2, 1)
-        try:
-            quiet()
-            torch.set_num_threads(2)
-            start = json.loads(sys.stdin.readline())
-            arm = Arm(find(start.pop("model")), start.pop("way"), **start)
-            answer: dict[str, Any] = {}
-            while True:
-                print(json.dumps(answer), file=write, flush=True)
-                line = sys.stdin.readline()
-                if not line:
-                    return
-                question = json.loads(line)
-                answer = getattr(arm, question.pop("do"))(**question)
-        except Exception as error:  # the parent records it
-            traceback.print_exc()
-            needed = getattr(error, "needed_nbytes", None)
-            reason = f"{type(error).__name__}: {error}"
-            print(json.dumps({"error": reason, "needed_nbytes": needed}), file=write, flush=True)
+def _begin(start: dict[str, Any]) -> Verbs:
+    torch.set_num_threads(2)
+    arm = Arm(find(start.pop("model")), start.pop("way"), **start)
+    return {"steps": arm.steps, "digest": arm.digest}
 
 
 if __name__ == "__main__":
-    main()
+    serve(_begin)

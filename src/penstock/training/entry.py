@@ -31,9 +31,8 @@ class Entry:
         self._elsewhere: weakref.ref[torch.UntypedStorage] | None = None
         self._versions: list[int] = []
         self._stays = False
-        self._aliases: list[
-            tuple[torch.Tensor, torch.Tensor]
-        ] = []  # which hold the storage, too; what they get instead
+        # Tensors that hold the storage, too, and what each is to be like without it.
+        self._aliases: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def hold(self, tensor: torch.Tensor, hollow: torch.Tensor) -> None:
         """This tensor is a view of the storage, which it is to give up with it and be like `hollow`."""
