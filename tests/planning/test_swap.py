@@ -50,6 +50,10 @@ def problems(draw: st.DrawFn) -> SwapProblem:
         load[returns + 1 :] -= size
         if leaves < returns:
             absences.append(Absence(index, size, leaves, returns))
+    for index, size in enumerate(draw(st.lists(st.integers(1, 60), max_size=2)), start=count):  # state of an optimizer
+        load += size
+        used = draw(st.integers(0, length - 2))
+        absences.append(Absence(index, size, used + 1, used + length))
     seconds = np.array(draw(st.lists(st.integers(0, 5), min_size=length, max_size=length)), dtype=np.float64)
     out, back = (Link(draw(st.sampled_from([0.0, 0.5])), draw(st.sampled_from([5.0, 20.0, 1e3]))) for _ in range(2))
     made = SwapProblem(seconds, load, tuple(absences), out, back, 1)
@@ -84,7 +88,22 @@ def test_only_what_has_to_leaves_and_it_is_back_in_time() -> None:
     assert plan.peak_nbytes <= 100 < plan.full_peak_nbytes == 120
     assert plan.overhead == 0
     (swap,) = plan.swaps
-    assert plan.gone[2] == 1 or swap.storage != 0  # there is room before the third segment
+    assert swap.gone_by == 2  # there is room before the third segment
+
+
+def test_what_lies_idle_from_one_iteration_to_the_next_is_away_but_for_its_use() -> None:
+    load = np.array([50, 90, 50, 90, 50, 50], dtype=np.int64)
+    state = Absence(7, 40, 5, 10)  # used in the fifth segment of each iteration
+    made = SwapProblem(np.ones(6), load, (state,), FAST, FAST, 50)
+    plan = plan_swaps(made)
+    (swap,) = plan.swaps
+    assert (swap.leaves, swap.returns) == (5, 10)
+    assert 6 < swap.gone_by <= 7  # before the second segment of the next iteration
+    assert swap.reads_at == 10  # there is no room any earlier
+    assert plan.predicted_seconds == pytest.approx(6 + 0.4)  # it is waited for
+    assert replace(made, limit_nbytes=90).away_nbytes([state]).tolist() == [40, 40, 40, 40, 0, 40]
+    with pytest.raises(BudgetInfeasibleError):
+        plan_swaps(replace(made, limit_nbytes=49))
 
 
 def test_with_room_for_all_nothing_leaves() -> None:
@@ -156,6 +175,7 @@ def test_absurd_links_are_refused(link: tuple[float, float]) -> None:
         {"load_nbytes": np.array([1, 1, 1, 1, 1, -1])},
         {"absences": (Absence(0, 40, 5, 3),)},
         {"absences": (Absence(0, 40, 1, 9),)},
+        {"absences": (Absence(0, 40, 6, 7),)},
         {"absences": (Absence(0, 0, 1, 3),)},
     ],
 )
@@ -175,10 +195,9 @@ def test_a_plan_for_another_iteration_is_refused() -> None:
     plan = plan_swaps(made)
     swap = plan.swaps[0]
     wrong = [
-        replace(plan, gone=plan.gone[:-1]),
-        replace(plan, gone=(len(plan.swaps) + 1, *plan.gone[1:])),
-        replace(plan, gone=(1, *plan.gone[1:])),
-        replace(plan, gone=(0,) * 6),
+        replace(plan, segments=plan.segments - 1),
+        replace(plan, swaps=(replace(swap, gone_by=swap.leaves - 1), *plan.swaps[1:])),
+        replace(plan, swaps=tuple(replace(each, gone_by=each.reads_at) for each in plan.swaps)),
         replace(plan, swaps=(replace(swap, nbytes=swap.nbytes + 1), *plan.swaps[1:])),
         replace(plan, swaps=(replace(swap, reads_at=swap.leaves), *plan.swaps[1:])),
         replace(plan, swaps=(replace(swap, reads_at=swap.returns + 1), *plan.swaps[1:])),
@@ -191,13 +210,13 @@ def test_a_plan_for_another_iteration_is_refused() -> None:
             check_swaps(made, other)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 2}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 2}', '{"version": 3}', "[" * 100_000])
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         SwapPlan.from_json(text)
 
 
-@pytest.mark.parametrize("change", [{"swaps": [{"storage": 0}]}, {"gone": ["x"]}, {"peak_nbytes": 1.5}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"swaps": [{"storage": 0}]}, {"segments": "x"}, {"peak_nbytes": 1.5}, {"more": 1}])
 def test_plans_with_wrong_fields_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(PlanError):
         SwapPlan.from_json(json.dumps(json.loads(plan_swaps(problem(80)).to_json()) | change))

@@ -24,6 +24,7 @@ from penstock.footprint import read_memory, return_free_memory
 from penstock.planning.swap_problem import Link
 from penstock.training import swapfile
 from penstock.training.autoswap import AutoSwap
+from penstock.training.meter import Meter
 
 MIB = 1 << 20
 BUDGET = 36 * MIB
@@ -32,9 +33,9 @@ BUDGET = 36 * MIB
 @pytest.fixture(autouse=True)
 def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured beside storages differs from run to run; what is planned then, too."""
-    monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "read_memory", lambda: None)
+    monkeypatch.setattr(sys.modules["penstock.training.meter"], "read_memory", lambda: None)
     link = Link(1e-4, 1e9)  # measured ones take longer than these loops
-    monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "measure_links", lambda folder: (link, link))
+    monkeypatch.setattr(sys.modules["penstock.training.planner"], "measure_links", lambda folder: (link, link))
 
 
 def swap(model: nn.Module, optimizer: Any, **more: Any) -> AutoSwap:
@@ -539,27 +540,25 @@ def test_a_budget_that_cannot_work_is_refused_with_the_least_that_can() -> None:
 
 
 def test_the_least_that_can_work_includes_what_was_measured_beside_storages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AutoSwap, "_taken_nbytes", lambda self: 50 * MIB)
+    monkeypatch.setattr(Meter, "taken_nbytes", lambda self: 50 * MIB)
     model, optimizer = make()
     with pytest.raises(BudgetInfeasibleError) as caught:
         train(model, optimizer, batches(6), swap(model, optimizer, budget=8 * MIB))
     assert caught.value.needed_nbytes > 20 * MIB
     model, optimizer = make()
     within = swap(model, optimizer, budget=caught.value.needed_nbytes)
-    monkeypatch.setattr(AutoSwap, "_taken_nbytes", lambda self: 50 * MIB if self.plan is None else 0)
+    monkeypatch.setattr(Meter, "taken_nbytes", lambda self: 50 * MIB if within.plan is None else 0)
     train(model, optimizer, batches(7), within)
     assert within.stats.iterations
 
 
 def test_a_plan_that_turns_out_too_large_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     beside = 4 * MIB
-
-    def taken(self: AutoSwap) -> int:
-        return self.plan.peak_nbytes + beside if self.plan is not None else 0
-
-    monkeypatch.setattr(AutoSwap, "_taken_nbytes", taken)
     model, optimizer = make()
     within = swap(model, optimizer)
+    monkeypatch.setattr(
+        Meter, "taken_nbytes", lambda self: within.plan.peak_nbytes + beside if within.plan is not None else 0
+    )
     train(model, optimizer, batches(12), within)
     assert within.overhead_nbytes == beside
     assert within.plan is not None
@@ -661,6 +660,6 @@ def test_blocks_cannot_be_nested() -> None:
 
 
 def test_the_systems_temporary_folder_is_the_default() -> None:
-    file = swapfile.SwapFile(None, 0)
+    file = swapfile.SwapFile(None)
     file.close()
     assert file.folder == Path(tempfile.gettempdir())

@@ -142,8 +142,8 @@ def test_iterations_that_are_not_alike_to_the_allocator_are_none() -> None:
 def test_a_block_that_leaves_has_two_places_and_none_overlap() -> None:
     found = read_lifetimes(recording(), 2, 6)
     assert found is not None
-    plan = SwapPlan((Swap(0, 8192, 1, 1, 2),), (0, 1), "search", 0, 0, 0, 0.0, 0.0, 0.0)
-    made = plan_pool(found, plan, [1], [1])
+    plan = SwapPlan((Swap(0, 8192, 1, 1, 1, 2),), 2, "search", 0, 0, 0, 0.0, 0.0, 0.0)
+    made = plan_pool(found, plan, [1], [2])
     assert (made.offsets >= 0).all()
     assert len(made.returns) == 1
     assert made.placement.load >= 8192 + 12288
@@ -158,5 +158,5 @@ def test_what_lives_on_for_longer_than_an_iteration_has_no_place() -> None:
     entries = entries[~((entries[:, 0] == RELEASED) & (entries[:, 1] == 4))]
     found = read_lifetimes(entries, 2, 6)
     assert found is not None
-    plan = SwapPlan((), (0, 0), "search", 0, 0, 0, 0.0, 0.0, 0.0)
+    plan = SwapPlan((), 2, "search", 0, 0, 0, 0.0, 0.0, 0.0)
     assert plan_pool(found, plan, [], []).offsets.tolist()[1] == -1

@@ -26,9 +26,9 @@ BUDGET = 30 * MIB  # parameters and gradients are 14 MiB, and so is the state
 @pytest.fixture(autouse=True)
 def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured beside storages differs from run to run."""
-    monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "read_memory", lambda: None)
+    monkeypatch.setattr(sys.modules["penstock.training.meter"], "read_memory", lambda: None)
     link = Link(1e-4, 1e9)  # measured ones take longer than these loops
-    monkeypatch.setattr(sys.modules["penstock.training.autoswap"], "measure_links", lambda folder: (link, link))
+    monkeypatch.setattr(sys.modules["penstock.training.planner"], "measure_links", lambda folder: (link, link))
 
 
 def make(kind: str = "adam") -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -34,7 +34,7 @@ def bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
 def test_what_comes_back_is_what_left_at_an_address_like_it(sixty_fourths: int, nbytes: int) -> None:
     storage = storage_at(64 * sixty_fourths, nbytes)
     expected, address = bytes_of(storage).clone(), storage.data_ptr()
-    mover = Mover(SwapFile(None, room_nbytes(nbytes)))
+    mover = Mover(SwapFile(None))
     try:
         written = mover.write(storage, 0).result()
         bytes_of(storage).fill_(0)
@@ -49,7 +49,7 @@ def test_what_comes_back_is_what_left_at_an_address_like_it(sixty_fourths: int, 
 
 
 def test_a_place_is_taken_until_its_last_tensor_is_gone() -> None:
-    mover = Mover(SwapFile(None, room_nbytes(4096)))
+    mover = Mover(SwapFile(None))
     written = mover.write(storage_at(0, 4096), 0).result()
     place = Place(CpuArena(room_nbytes(4096)), 0, room_nbytes(4096))
     first = place.open(written)
@@ -63,7 +63,7 @@ def test_a_place_is_taken_until_its_last_tensor_is_gone() -> None:
 
 
 def test_the_storage_is_free_once_it_is_written() -> None:
-    mover = Mover(SwapFile(None, room_nbytes(1 << 20)))
+    mover = Mover(SwapFile(None))
     storage = storage_at(64, 1 << 20)
     released: list[bool] = []
     weakref.finalize(storage, released.append, True)
@@ -82,7 +82,7 @@ def test_links_are_measured_and_nothing_stays(tmp_path: Path) -> None:
 
 
 def test_closing_twice_is_one_closing() -> None:
-    mover = Mover(SwapFile(None, 0))
+    mover = Mover(SwapFile(None))
     mover.close()
     mover.close()
 
@@ -99,7 +99,7 @@ def test_where_direct_io_is_refused_it_goes_through_the_page_cache(
         return opened(path, flags, *more)
 
     monkeypatch.setattr("penstock.training.swapfile.os.open", refusing)
-    file = SwapFile(None, room_nbytes(10000))
+    file = SwapFile(None)
     assert direct or not file.direct
     storage = storage_at(128, 10000)
     expected = bytes_of(storage).clone()
@@ -108,3 +108,14 @@ def test_where_direct_io_is_refused_it_goes_through_the_page_cache(
     file.read(written, storage.data_ptr())
     file.close()
     assert torch.equal(bytes_of(storage), expected)
+
+
+def test_room_is_allotted_at_the_end_and_given_back(tmp_path: Path) -> None:
+    file = SwapFile(tmp_path)
+    try:
+        assert [file.allot(size) for size in (8192, 0, 4096)] == [0, 8192, 8192]
+        file.shrink(8192)
+        assert file.allot(4096) == 8192
+        assert os.fstat(file._descriptor).st_size == file.nbytes == 12288
+    finally:
+        file.close()

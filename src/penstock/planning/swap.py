@@ -65,12 +65,12 @@ def plan_swaps(
             method, best = "search", better
     plan = SwapPlan(
         swaps=best.swaps,
-        gone=best.gone,
+        segments=problem.count,
         method=method,
         limit_nbytes=problem.limit_nbytes,
         peak_nbytes=best.peak_nbytes,
         full_peak_nbytes=problem.peak_nbytes,
-        compute_seconds=float(problem.starts[-1]),
+        compute_seconds=problem.compute_seconds,
         predicted_seconds=float(best.seconds),
         bound_seconds=least_seconds(problem),
     )
@@ -84,19 +84,23 @@ def least_seconds(problem: SwapProblem) -> float:
     What exceeds the limit during a segment has been written before it, after the first segment at which any of what may
     be away then may leave; and is read after it, before the last segment at which any of it has to be back. If the time
     that computing takes in between is less than the transfers' at full bandwidth, the difference is waited for. Both
-    waits add up, because one is before the segment and the other after it.
+    waits add up where they are at different moments, because one is before the segment and the other after it.
     """
-    starts, most = problem.starts, 0.0
+    most = 0.0
     for segment in np.flatnonzero(excess(problem, ())):
-        covering = [a for a in problem.absences if a.leaves <= segment < a.returns]
+        at = int(segment)
+        covering = [a for a in problem.absences if problem.covers(a, at)]
         if not covering:
             continue
-        nbytes = int(problem.load_nbytes[segment]) - problem.limit_nbytes
-        before = starts[segment] - starts[min(a.leaves for a in covering)]
-        after = starts[max(a.returns for a in covering)] - starts[segment + 1]
-        waits = (nbytes / problem.out.bytes_per_second - before, nbytes / problem.back.bytes_per_second - after)
-        most = max(most, sum(max(float(wait), 0.0) for wait in waits))
-    return float(starts[-1]) + most
+        nbytes = int(problem.load_nbytes[at]) - problem.limit_nbytes
+        since = [(at - a.leaves) % problem.count for a in covering]
+        first = at - max(since)
+        last = at + max(a.returns - a.leaves - ago for a, ago in zip(covering, since, strict=True))
+        out = nbytes / problem.out.bytes_per_second - (problem.start(at) - problem.start(first))
+        back = nbytes / problem.back.bytes_per_second - (problem.start(last) - problem.start(at + 1))
+        waits = (max(out, 0.0), max(back, 0.0))
+        most = max(most, sum(waits) if last - first <= problem.count else max(waits))
+    return problem.compute_seconds + most
 
 
 def _rank(problem: SwapProblem, schedule: Schedule) -> tuple[float, float, int]:

@@ -22,27 +22,29 @@ def check_swaps(problem: SwapProblem, plan: SwapPlan, *, keeps_limit: bool = Tru
     """
     count = len(problem.seconds)
     allowed = {(absence.storage, absence.leaves, absence.returns): absence.nbytes for absence in problem.absences}
-    if len(plan.gone) != count:
-        _refuse(f"it has {len(plan.gone)} segments and the iteration {count}")
+    if plan.segments != count:
+        _refuse(f"it has {plan.segments} segments and the iteration {count}")
+    present_nbytes = [int(nbytes) for nbytes in problem.load_nbytes]
     seen: set[tuple[int, int]] = set()
     for index, swap in enumerate(plan.swaps):
         if allowed.get((swap.storage, swap.leaves, swap.returns)) != swap.nbytes:
             _refuse(f"swaps[{index}] is {swap}, and no storage of the iteration is unused then")
-        if not swap.leaves < swap.reads_at <= swap.returns:
-            _refuse(f"swaps[{index}] leaves at {swap.leaves} and is read at {swap.reads_at} for {swap.returns}")
+        if not swap.leaves <= swap.gone_by <= swap.reads_at <= swap.returns or swap.leaves == swap.reads_at:
+            _refuse(
+                f"swaps[{index}] leaves at {swap.leaves}, is gone by {swap.gone_by} and read at {swap.reads_at} for "
+                f"{swap.returns}"
+            )
         if (swap.storage, swap.leaves) in seen:
             _refuse(f"swaps[{index}] takes away what is away already")
         if index and swap.leaves < plan.swaps[index - 1].leaves:
             _refuse(f"swaps[{index}] leaves before the one that is written before it")
         seen.add((swap.storage, swap.leaves))
-    for segment in range(count):
-        first = plan.gone[segment]
-        if not 0 <= first <= len(plan.swaps) or any(swap.leaves > segment for swap in plan.swaps[:first]):
-            _refuse(f"segment {segment} waits for {first} writes, which are not all begun then")
-        away = sum(swap.nbytes for swap in plan.swaps[:first] if swap.reads_at > segment)
-        present_nbytes = int(problem.load_nbytes[segment]) - away
-        if keeps_limit and present_nbytes > plan.limit_nbytes:
-            _refuse(f"segment {segment} has {present_nbytes} bytes in memory and the limit is {plan.limit_nbytes}")
+        for segment in range(swap.gone_by, swap.reads_at):
+            present_nbytes[segment % count] -= swap.nbytes
+    if keeps_limit:
+        for segment, nbytes in enumerate(present_nbytes):
+            if nbytes > plan.limit_nbytes:
+                _refuse(f"segment {segment} has {nbytes} bytes in memory and the limit is {plan.limit_nbytes}")
 
 
 def _refuse(what: str) -> NoReturn:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from penstock.planning.fields import Fields, as_integer, parse_object
+from penstock.planning.fields import Fields, parse_object
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One storage that is away once in an iteration.
+    """One storage that is away once in an iteration. Segments beyond the last one are the next iteration's.
 
     Attributes:
         storage: which.
         nbytes: its size.
         leaves: it is written from the start of this segment on, after those before it.
+        gone_by: it has to be written before this segment begins, which waits for it; if that is when it is read,
+            nothing waits.
         reads_at: reading it begins at the start of this segment, and with that it is in memory again.
         returns: it is used again in this segment, which waits for it.
     """
@@ -25,6 +27,7 @@ class Swap:
     storage: int
     nbytes: int
     leaves: int
+    gone_by: int
     reads_at: int
     returns: int
 
@@ -35,7 +38,7 @@ class SwapPlan:
 
     Attributes:
         swaps: in the order in which they are written.
-        gone: for each segment, so many of the first swaps have to be written before it begins.
+        segments: how many an iteration has.
         method: what chose the swaps.
         limit_nbytes: what was asked for.
         peak_nbytes: the most that is in memory at one moment, by this plan.
@@ -47,7 +50,7 @@ class SwapPlan:
     """
 
     swaps: tuple[Swap, ...]
-    gone: tuple[int, ...]
+    segments: int
     method: str
     limit_nbytes: int
     peak_nbytes: int
@@ -82,7 +85,7 @@ class SwapPlan:
         plan = cls(
             version=found.integer("version", VERSION, VERSION),
             swaps=found.items("swaps", _read_swap),
-            gone=found.items("gone", lambda value, path: as_integer(value, path, 0)),
+            segments=found.integer("segments", 1),
             method=found.text("method"),
             limit_nbytes=found.integer("limit_nbytes", 0),
             peak_nbytes=found.integer("peak_nbytes", 0),
@@ -101,6 +104,7 @@ def _read_swap(value: object, path: str) -> Swap:
         storage=found.integer("storage", 0),
         nbytes=found.integer("nbytes", 1),
         leaves=found.integer("leaves", 0),
+        gone_by=found.integer("gone_by", 0),
         reads_at=found.integer("reads_at", 0),
         returns=found.integer("returns", 0),
     )

@@ -2,7 +2,8 @@
 
 Writes go one after another, each as early as its last use allows; reads one after another, each as late as it may be
 for its next use and the read after it. Two schedules: *stick to the limit*, whose segments wait until there is room,
-and *no overhead*, in which nothing waits and the limit may be missed.
+and *no overhead*, in which nothing waits and the limit may be missed. Iterations follow each other: what one has begun
+goes on in the next.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from penstock.planning.swap_plan import Swap, SwapPlan
-from penstock.planning.swap_problem import Absence, SwapProblem
+from penstock.planning.swap_problem import Absence, Ints, SwapProblem
 
 SLACK = 4
 """A write that nothing waits for may end so many segments late before the place that it leaves is given to others."""
@@ -21,10 +22,9 @@ SLACK = 4
 
 @dataclass(frozen=True)
 class Schedule:
-    """Swaps in the order of writing; how many of them are written before each segment; when the iteration ends."""
+    """Swaps in the order of writing; the most that is in memory; how long an iteration takes."""
 
     swaps: tuple[Swap, ...]
-    gone: tuple[int, ...]
     peak_nbytes: int
     seconds: float
 
@@ -35,74 +35,89 @@ def stick_to_limit(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule 
     reads = _latest_reads(problem, order)
     away = problem.away_nbytes(order, reads)
     for segment in np.flatnonzero(problem.load_nbytes - away > problem.limit_nbytes):
-        lacking = int(problem.load_nbytes[segment] - away[segment]) - problem.limit_nbytes
-        early = [i for i, a in enumerate(order) if reads[i] <= segment < a.returns and a.leaves <= segment]
-        for index in sorted(early, key=lambda i: -order[i].returns):  # what is needed last is delayed first
-            if lacking <= 0:
-                break
-            lacking -= order[index].nbytes
-            away[reads[index] : segment + 1] += order[index].nbytes
-            reads[index] = int(segment) + 1
-        if lacking > 0:
+        if not _delay_reads(problem, order, reads, away, int(segment)):
             return None
-    swaps = _swaps(order, reads)
-    gone = writes_before(problem, swaps)
+    swaps = _swaps(problem, order, reads)
     peak_nbytes = int((problem.load_nbytes - away).max())
-    return Schedule(swaps, gone, peak_nbytes, simulate_swaps(problem, swaps, gone))
+    return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps))
+
+
+def _delay_reads(problem: SwapProblem, order: Sequence[Absence], reads: list[int], away: Ints, segment: int) -> bool:
+    """Have fewer bytes back in this segment, until it is within the limit; whether it is. Changes `reads`, `away`."""
+    lacking = int(problem.load_nbytes[segment] - away[segment]) - problem.limit_nbytes
+    early = {i: at for i, a in enumerate(order) if reads[i] <= (at := _at(problem, a, segment)) < a.returns}
+    for index, at in sorted(early.items(), key=lambda pair: pair[1] - order[pair[0]].returns):
+        if lacking <= 0:  # what is needed last is delayed first
+            break
+        lacking -= order[index].nbytes
+        delayed = np.arange(reads[index], at + 1) % problem.count
+        away[delayed] += order[index].nbytes
+        reads[index] = at + 1
+    return lacking <= 0
+
+
+def _at(problem: SwapProblem, absence: Absence, segment: int) -> int:
+    """The segment's number after the begin of the absence."""
+    return segment if segment >= absence.leaves else segment + problem.count
 
 
 def no_overhead(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule:
     """The schedule in which nothing waits; what cannot be written and read in time stays."""
     order = _in_order(chosen)
     while True:
-        reads, written = _latest_reads(problem, order), problem.written_seconds((a.leaves, a.nbytes) for a in order)
-        late = [i for i, a in enumerate(order) if written[i] > problem.starts[reads[i]] or reads[i] <= a.leaves]
+        reads, written = _latest_reads(problem, order), problem.written_seconds([(a.leaves, a.nbytes) for a in order])
+        late = [i for i, a in enumerate(order) if written[i] > problem.start(reads[i]) or reads[i] <= a.leaves]
         if not late:
             break
         del order[late[0]]
-    swaps = _swaps(order, reads)
-    gone = (0,) * len(problem.seconds)
-    present_nbytes = problem.load_nbytes.copy()
-    for swap, first in zip(swaps, np.searchsorted(problem.starts, written), strict=True):
-        present_nbytes[first : swap.reads_at] -= swap.nbytes
-    return Schedule(swaps, gone, int(present_nbytes.max()), simulate_swaps(problem, swaps, gone))
+    swaps = tuple(Swap(a.storage, a.nbytes, a.leaves, r, r, a.returns) for a, r in zip(order, reads, strict=True))
+    gone = [replace(a, leaves=a.leaves, returns=r) for a, r in zip(order, reads, strict=True)]
+    late_nbytes = problem.away_nbytes(gone, [_first_after(problem, seconds) for seconds in written])
+    peak_nbytes = int((problem.load_nbytes - problem.away_nbytes(gone) + late_nbytes).max())
+    return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps))
+
+
+def _first_after(problem: SwapProblem, seconds: float) -> int:
+    """The first segment that starts then or later."""
+    segment = problem.segment_at(seconds)
+    return segment if problem.start(segment) >= seconds else segment + 1
 
 
 def _in_order(chosen: Iterable[Absence]) -> list[Absence]:
     return sorted(chosen, key=lambda absence: (absence.leaves, -absence.nbytes, absence.storage))
 
 
-def _swaps(order: Sequence[Absence], reads: Sequence[int]) -> tuple[Swap, ...]:
-    """Those that are ever away."""
-    pairs = zip(order, reads, strict=True)
-    return tuple(Swap(a.storage, a.nbytes, a.leaves, read, a.returns) for a, read in pairs if read > a.leaves)
+def _swaps(problem: SwapProblem, order: Sequence[Absence], reads: Sequence[int]) -> tuple[Swap, ...]:
+    """Those that are ever away, with what has to be written when so that there is room."""
+    away = [i for i, absence in enumerate(order) if reads[i] > absence.leaves]
+    gone_by = {i: reads[i] for i in away}
+    for segment in np.flatnonzero(problem.load_nbytes > problem.limit_nbytes):
+        lacking = int(problem.load_nbytes[segment]) - problem.limit_nbytes
+        left = {i: at for i in away if (at := _at(problem, order[i], int(segment))) < reads[i]}
+        for index in sorted(left, key=lambda i: order[i].leaves - left[i]):  # the one that left first is written first
+            if lacking <= 0:
+                break
+            lacking -= order[index].nbytes
+            gone_by[index] = min(gone_by[index], left[index])
+    return tuple(
+        Swap(order[i].storage, order[i].nbytes, order[i].leaves, gone_by[i], reads[i], order[i].returns) for i in away
+    )
 
 
 def _latest_reads(problem: SwapProblem, order: Sequence[Absence]) -> list[int]:
     """For each absence the last segment at whose start its reading may begin, so that no use waits."""
+    count = problem.count
     reads = [0] * len(order)
+    by_return = sorted(range(len(order)), key=lambda i: (-(order[i].returns % count), i))
     free = float("inf")  # when the read after it has to begin
-    for index in sorted(range(len(order)), key=lambda i: (-order[i].returns, i)):
-        absence = order[index]
-        free = min(problem.starts[absence.returns], free) - problem.back.seconds(absence.nbytes)
-        segment = int(np.searchsorted(problem.starts, free, side="right")) - 1
-        reads[index] = min(max(segment, absence.leaves), absence.returns)
+    for _ in range(2):  # the first time finds what those of the next iteration need
+        for index in by_return:
+            absence, returns = order[index], order[index].returns % count
+            free = min(problem.start(returns), free) - problem.back.seconds(absence.nbytes)
+            segment = problem.segment_at(free) + absence.returns - returns
+            reads[index] = min(max(segment, absence.leaves), absence.returns)
+        free += problem.compute_seconds
     return reads
-
-
-def writes_before(problem: SwapProblem, swaps: Sequence[Swap]) -> tuple[int, ...]:
-    """For each segment, how many of the first swaps have to be written before it, so that there is room for it."""
-    gone: list[int] = []
-    for segment, load_nbytes in enumerate(problem.load_nbytes):
-        lacking, count = int(load_nbytes) - problem.limit_nbytes, 0
-        for index, swap in enumerate(swaps):
-            if lacking <= 0 or swap.leaves > segment:
-                break
-            if swap.reads_at > segment:
-                lacking -= swap.nbytes
-                count = index + 1
-        gone.append(count)
-    return tuple(gone)
 
 
 def gone_in_time(problem: SwapProblem, plan: SwapPlan) -> SwapPlan:
@@ -110,48 +125,42 @@ def gone_in_time(problem: SwapProblem, plan: SwapPlan) -> SwapPlan:
 
     Where no room is needed the plan waits for nothing; places planned beforehand need to know.
     """
-    gone = list(plan.gone)
-    written = problem.written_seconds((swap.leaves, swap.nbytes) for swap in plan.swaps)
-    for index, (swap, expected) in enumerate(zip(plan.swaps, np.searchsorted(problem.starts, written), strict=True)):
-        first = min(max(int(expected) + SLACK, swap.leaves + 1), swap.reads_at)
-        for segment in range(first, len(gone)):
-            gone[segment] = max(gone[segment], index + 1)
-    return replace(plan, gone=tuple(gone))
+    written = problem.written_seconds([(swap.leaves, swap.nbytes) for swap in plan.swaps])
+    swaps = []
+    for swap, seconds in zip(plan.swaps, written, strict=True):
+        expected = max(_first_after(problem, seconds) + SLACK, swap.leaves + 1)
+        swaps.append(replace(swap, gone_by=min(swap.gone_by, expected)))
+    return replace(plan, swaps=tuple(swaps))
 
 
-def gone_by(plan: SwapPlan) -> tuple[int, ...]:
-    """For each swap the segment at whose start it has left for certain."""
-    return tuple(
-        next((segment for segment, count in enumerate(plan.gone) if count > index), swap.reads_at)
-        for index, swap in enumerate(plan.swaps)
-    )
+def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap]) -> float:
+    """Seconds that an iteration takes: segments wait for room and for what they use, links for their last transfer.
 
-
-def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap], gone: Sequence[int]) -> float:
-    """Seconds that an iteration takes: segments wait for room and for what they use, links for their last transfer."""
+    Of the second iteration, which finds what the first left behind.
+    """
+    count = problem.count
     leaving = by_segment(swap.leaves for swap in swaps)
-    reading = by_segment(swap.reads_at for swap in swaps)
-    using = by_segment(swap.returns for swap in swaps)
-    written: list[float] = []
+    gone = by_segment(swap.gone_by % count for swap in swaps)
+    reading = by_segment(swap.reads_at % count for swap in swaps)
+    using = by_segment(swap.returns % count for swap in swaps)
+    written: dict[int, float] = {}
     back: dict[int, float] = {}
-    now = write_free = read_free = 0.0
-    for segment, seconds in enumerate(problem.seconds):
-        for index in leaving.get(segment, ()):
-            write_free = max(now, write_free) + problem.out.seconds(swaps[index].nbytes)
-            written.append(write_free)
-        if gone[segment]:
-            now = max(now, written[gone[segment] - 1])
-        for index in reading.get(segment, ()):
-            if written[index] > now:  # still there
-                back[index] = written[index]
-            else:
-                read_free = max(now, read_free) + problem.back.seconds(swaps[index].nbytes)
-                back[index] = read_free
-        for index in using.get(segment, ()):
-            now = max(now, back[index])
-        now += seconds
-    last = [back[index] for index in using.get(len(problem.seconds), ()) if index in back]
-    return max([now, *last])
+    began = now = write_free = read_free = 0.0
+    for _ in range(2):
+        began = now
+        for segment, seconds in enumerate(problem.seconds):
+            for index in leaving.get(segment, ()):
+                written[index] = write_free = max(now, write_free) + problem.out.seconds(swaps[index].nbytes)
+            for index in gone.get(segment, ()):
+                if swaps[index].gone_by < swaps[index].reads_at:
+                    now = max(now, written.get(index, now))
+            for index in reading.get(segment, ()):
+                if written.get(index, float("inf")) <= now:  # else it is still there
+                    back[index] = read_free = max(now, read_free) + problem.back.seconds(swaps[index].nbytes)
+            for index in using.get(segment, ()):
+                now = max(now, back.pop(index, now))
+            now += float(seconds)
+    return now - began
 
 
 def by_segment(segments: Iterable[int]) -> dict[int, list[int]]:

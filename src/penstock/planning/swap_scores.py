@@ -36,8 +36,7 @@ def weighted_duration(problem: SwapProblem, absence: Absence, excess_nbytes: Flo
     """
     if excess_nbytes is None:
         excess_nbytes = excess(problem, ())
-    away = slice(absence.leaves, absence.returns)
-    return float((excess_nbytes[away] * problem.seconds[away]).sum())
+    return float(problem.during(absence, excess_nbytes * problem.seconds).sum())
 
 
 def excess(problem: SwapProblem, chosen: Sequence[Absence]) -> Floats:
@@ -72,14 +71,14 @@ def by_submodular_duration(problem: SwapProblem) -> tuple[Absence, ...]:
     chosen: list[Absence] = []
     while is_left.any():
         above = np.maximum(present_nbytes - problem.limit_nbytes, 0) * problem.seconds
-        total = np.concatenate([[0.0], np.cumsum(above)])
+        total = np.concatenate([[0.0], np.cumsum(np.tile(above, 2))])
         values = np.where(is_left, total[returns] - total[leaves], -1.0)
         best = int(np.argmax(values))
         if values[best] <= 0:
             break
         is_left[best] = False
         chosen.append(absences[best])
-        present_nbytes[absences[best].leaves : absences[best].returns] -= absences[best].nbytes
+        present_nbytes -= problem.away_nbytes([absences[best]])
     taken = set(chosen)
     return (*chosen, *(absence for absence in by_weighted_duration(problem) if absence not in taken))
 

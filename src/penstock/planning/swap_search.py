@@ -28,7 +28,7 @@ def _filled(problem: SwapProblem, kept: list[Absence], left: list[Absence]) -> t
         worst = int(np.argmax(above))
         if above[worst] <= 0:
             return tuple(kept), True
-        covering = [absence for absence in left if absence.leaves <= worst < absence.returns]
+        covering = [absence for absence in left if problem.covers(absence, worst)]
         if not covering:
             return tuple(kept), False
         taken = max(covering, key=lambda absence: _worth(problem, absence, above))
@@ -37,8 +37,7 @@ def _filled(problem: SwapProblem, kept: list[Absence], left: list[Absence]) -> t
 
 
 def _worth(problem: SwapProblem, absence: Absence, above: Floats) -> tuple[bool, float]:
-    away = slice(absence.leaves, absence.returns)
-    taken_off = float((np.minimum(above[away], absence.nbytes) * problem.seconds[away]).sum())
+    taken_off = float(problem.during(absence, np.minimum(above, absence.nbytes) * problem.seconds).sum())
     hidden = problem.hidden_seconds(absence)
     return hidden >= 0, taken_off / absence.nbytes if hidden >= 0 else hidden
 
@@ -57,9 +56,8 @@ def exchanged(problem: SwapProblem, chosen: Sequence[Absence], deadline: float) 
     """The schedule after all exchanges of a chosen absence for others, or none, that make the iteration shorter."""
     best, schedule = tuple(chosen), stick_to_limit(problem, chosen)
     assert schedule is not None, "what is within the limit has a schedule"
-    least = float(problem.starts[-1])
     is_better = True
-    while is_better and schedule.seconds > least * (1 + 1e-6):
+    while is_better and schedule.seconds > problem.compute_seconds * (1 + 1e-6):
         is_better = False
         for given_up in sorted(best, key=problem.hidden_seconds):
             if time.monotonic() > deadline:

@@ -25,8 +25,8 @@ def autoswap(
     """Around an ordinary training loop: from the third iteration or so on, it stays within `budget`.
 
     The first iterations run unswapped and are recorded, until two in a row are alike. From then on activations that lie
-    idle, and optimizer state between two steps, are written to a file and read back before they are needed; the results
-    are the same to the last bit.
+    idle, and optimizer state but for its part of a step, are written to a file and read back before they are needed;
+    the results are the same to the last bit.
 
     Args:
         model: what is trained.

@@ -19,11 +19,13 @@ class Entry:
 
     Attributes:
         storage: its memory, while it has any.
+        place: where it comes back to.
     """
 
     def __init__(self, storage: torch.UntypedStorage, mover: Mover, offset: int, place: Place) -> None:
         self.storage: torch.UntypedStorage | None = storage
-        self._mover, self._offset, self._place = mover, offset, place
+        self.place = place
+        self._mover, self._offset = mover, offset
         self._writing: Future[Written] | None = None
         self._written: Written | None = None
         self._reading: Future[None] | None = None
@@ -43,6 +45,11 @@ class Entry:
         if self.storage is not None and not self._stays:
             self._versions = [tensor._version for tensor, _ in self._aliases]
             self._writing = self._mover.write(self.storage, self._offset)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is being written, to be given up then."""
+        return self._writing is not None and not self._stays
 
     def stay(self) -> None:
         """Keep what is in memory there, written or not."""
@@ -80,7 +87,7 @@ class Entry:
         self._stays = True
         self._find()
         if self._written is not None and self._reading is None:
-            self._read_to(self._place)
+            self._read_to(self.place)
 
     def _find(self) -> None:
         """Somebody else may have held it all the time: then it never was away."""

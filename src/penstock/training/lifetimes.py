@@ -38,6 +38,11 @@ class Lifetimes:
         """For each segment the first block that is allocated in it or later."""
         return [int(found) for found in np.searchsorted(self.lower, self.marks[:-1])]
 
+    def mark(self, segment: int) -> int:
+        """When a segment begins, of this iteration or the next."""
+        count = len(self.marks) - 1
+        return int(self.marks[segment % count]) + segment // count * self.period
+
     def segment_peaks(self) -> Ints:
         """(segments,) the most bytes that these blocks hold at one moment of each."""
         change = np.zeros(2 * self.period + 2, dtype=np.int64)
@@ -99,7 +104,7 @@ def plan_pool(
     lifetimes: Lifetimes,
     plan: SwapPlan,
     allocations: Sequence[int | None],
-    gone_by: Sequence[int],
+    stays: Sequence[int],
     *,
     seconds: float = 2.0,
 ) -> PoolPlan:
@@ -108,21 +113,19 @@ def plan_pool(
     Args:
         lifetimes: of an iteration of which nothing left.
         plan: what is to leave.
-        allocations: for each swap, which block it is; None: one that lives on until it leaves in the next iteration.
-        gone_by: for each swap, the segment at whose start it is gone.
+        allocations: for each swap, which block it is; None: none of this iteration.
+        stays: for each swap, the segment at whose start nothing has it any more, or it is gone again.
         seconds: for the search.
     """
     lower, upper = lifetimes.lower.copy(), lifetimes.upper.copy()
     size = -(-lifetimes.nbytes // PAGE_NBYTES) * PAGE_NBYTES
     back = np.zeros((len(plan.swaps), 3), dtype=np.int64)
-    for index, (swap, block, segment) in enumerate(zip(plan.swaps, allocations, gone_by, strict=True)):
-        begin = int(lifetimes.marks[swap.reads_at])
-        if block is None:
-            end = lifetimes.period + int(lifetimes.marks[segment])
-            back[index] = begin, min(end, begin + lifetimes.period), room_nbytes(swap.nbytes)
-            continue
-        back[index] = begin, max(int(upper[block]), begin + 1), room_nbytes(swap.nbytes)
-        upper[block] = max(int(lifetimes.marks[segment]), int(lower[block]) + 1)
+    for index, (swap, block, end) in enumerate(zip(plan.swaps, allocations, stays, strict=True)):
+        begin = lifetimes.mark(swap.reads_at)
+        until = lifetimes.mark(end) if block is None else int(upper[block])
+        back[index] = begin, max(until, begin + 1), room_nbytes(swap.nbytes)
+        if block is not None:
+            upper[block] = max(lifetimes.mark(swap.gone_by), int(lower[block]) + 1)
     is_placed = upper > lower
     blocks = np.stack([lower, upper, size], axis=1)[is_placed]
     begins, ends, sizes = np.concatenate([blocks, back]).T

@@ -20,8 +20,9 @@ def measure_links(folder: Path | None) -> tuple[Link, Link]:
     Raises:
         StorageError: there is no writing to the folder, or no room in it.
     """
-    file = SwapFile(folder, room_nbytes(_LARGE_NBYTES))
+    file = SwapFile(folder)
     try:
+        file.allot(room_nbytes(_LARGE_NBYTES))
         storage = torch.zeros(_LARGE_NBYTES + 4096, dtype=torch.uint8).untyped_storage()
         small = torch.zeros(_SMALL_NBYTES, dtype=torch.uint8).untyped_storage()
         seconds: dict[tuple[str, int], list[float]] = {}

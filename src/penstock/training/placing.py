@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,12 +21,10 @@ def own_places(plan: SwapPlan, iteration: Iteration) -> list[Place]:
     if not plan.swaps:
         return []
     sizes = np.array([-(-room_nbytes(swap.nbytes) // HUGE_PAGE_NBYTES) for swap in plan.swaps])
-    lower = np.array([swap.reads_at for swap in plan.swaps])
-    # Optimizer state lives on into the next iteration.
-    count = len(iteration.events)
-    lower = np.where([swap.storage < count for swap in plan.swaps], lower, 0)
-    upper = np.array([iteration.until.get(swap.storage, count) for swap in plan.swaps])
-    found = place(lower, np.maximum(upper, lower + 1), sizes, seconds=1.0)
+    stays = [_stays_until(plan, index, iteration) for index in range(len(plan.swaps))]
+    lower = np.array([swap.reads_at for swap in plan.swaps]) % plan.segments
+    upper = lower + [max(end - swap.reads_at, 1) for swap, end in zip(plan.swaps, stays, strict=True)]
+    found = place(lower, upper, sizes, seconds=1.0, period=plan.segments)
     arena, taken = CpuArena(found.height * HUGE_PAGE_NBYTES), bytearray(found.height)
     return [
         Place(arena, int(offset) * HUGE_PAGE_NBYTES, int(size) * HUGE_PAGE_NBYTES, taken)
@@ -34,14 +32,28 @@ def own_places(plan: SwapPlan, iteration: Iteration) -> list[Place]:
     ]
 
 
+def _stays_until(plan: SwapPlan, index: int, iteration: Iteration) -> int:
+    """The segment at whose start nothing has what this swap brought back any more."""
+    swap = plan.swaps[index]
+    if swap.storage in iteration.until:
+        return iteration.until[swap.storage]
+    later = (
+        other.gone_by + (plan.segments if other.leaves < swap.returns else 0)
+        for other in plan.swaps
+        if other.storage == swap.storage
+    )
+    return min(later)  # an optimizer's state stays until it leaves again
+
+
 def pool_places(
-    pool: Pool, lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], gone_by: Sequence[int]
+    pool: Pool, lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], iteration: Iteration
 ) -> list[Place]:
     """Places in the pool's arena, which from now on has one for each allocation of an iteration."""
     first, count = lifetimes.first_ordinal, len(lifetimes.nbytes)
     found_at = [allocations.get(swap.storage, -1) - first for swap in plan.swaps]
     blocks = [block if 0 <= block < count else None for block in found_at]
-    found = plan_pool(lifetimes, plan, blocks, gone_by)
+    stays = [_stays_until(plan, index, iteration) for index in range(len(plan.swaps))]
+    found = plan_pool(lifetimes, plan, blocks, stays)
     arena = pool.follow(found.placement.height, found.nbytes, found.offsets)
     pairs = zip(found.returns, plan.swaps, strict=True)
     return [PoolPlace(pool, arena, offset, room_nbytes(swap.nbytes)) for offset, swap in pairs]

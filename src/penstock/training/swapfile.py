@@ -48,25 +48,46 @@ def room_nbytes(nbytes: int) -> int:
 class SwapFile:
     """One file without a name, so that nothing stays behind however the process ends.
 
+    Args:
+        folder: where; the system's temporary folder if None.
+
+    Attributes:
+        nbytes: of the room in it that was allotted.
+        direct: whether direct I/O is used.
+
     Raises:
-        StorageError: it cannot be made, or the disk has no room for it.
+        StorageError: it cannot be made.
     """
 
-    def __init__(self, folder: Path | None, nbytes: int) -> None:
-        self.folder, self.nbytes = folder if folder is not None else Path(tempfile.gettempdir()), nbytes
-        self.direct = True
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder if folder is not None else Path(tempfile.gettempdir())
+        self.nbytes, self.direct = 0, True
         try:
             self._descriptor = self._open()
         except OSError as error:
             raise StorageError(f"{self.folder}: no file can be made there ({error.strerror}): name a folder") from error
+
+    def allot(self, nbytes: int) -> int:
+        """Room at the file's end: where it begins.
+
+        Raises:
+            StorageError: the disk has none.
+        """
+        offset = self.nbytes
         try:
             if nbytes:
-                os.posix_fallocate(self._descriptor, 0, nbytes)
+                os.posix_fallocate(self._descriptor, offset, nbytes)
         except OSError as error:
-            os.close(self._descriptor)
             raise StorageError(
                 f"{self.folder}: no room for {format_size(nbytes)} ({error.strerror}): free some, or name another one"
             ) from error
+        self.nbytes += nbytes
+        return offset
+
+    def shrink(self, nbytes: int) -> None:
+        """Give back all room but the first `nbytes`."""
+        os.ftruncate(self._descriptor, nbytes)
+        self.nbytes = nbytes
 
     def _open(self) -> int:
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="penstock-", suffix=".swap") as file:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
-from penstock.planning.swap_schedule import by_segment, gone_by
+from penstock.planning.swap_schedule import by_segment
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
-from penstock.training.states import State
+from penstock.training.states import States
 from penstock.training.swapfile import room_nbytes
-from penstock.training.tape import SAVED, STEP_BEGINS, TAKEN, Event
+from penstock.training.tape import SAVED, TAKEN, Event
 
 logger = logging.getLogger("penstock")
 
@@ -46,17 +45,17 @@ class SwapStats:
 class Swapper:
     """The executing side of a swap plan.
 
-    Attributes:
-        futile: storages that were given up and stayed in memory, because somebody else has them, a local variable say.
-
     Args:
         events: which begin the segments of an iteration.
         plan: for them.
         mover: what moves storages.
         places: for each swap, where it comes back to.
         stats: to be kept.
-        states: optimizer state, by its number as a storage.
+        states: of optimizers, which may be away already.
         seek: told which segment begins.
+
+    Attributes:
+        futile: storages that were given up and stayed in memory, because somebody else has them, a local variable say.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Swapper:
         places: Sequence[Place],
         stats: SwapStats,
         *,
-        states: Mapping[int, torch.Tensor],
+        states: States,
         seek: Callable[[int], None] = lambda segment: None,
     ) -> None:
         self._events, self.plan, self.stats = events, plan, stats
@@ -75,19 +74,34 @@ class Swapper:
         self._next = 0  # event
         self._departed = False
         self._is_broken = False
-        self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
-        self._states = {
-            index: State(states[swap.storage]) for index, swap in enumerate(plan.swaps) if swap.storage in states
-        }
-        self._leaving = by_segment([swap.leaves for swap in plan.swaps])
-        self._gone_at = by_segment([segment + 1 for segment in gone_by(plan)])
         self.futile: set[int] = set()
-        self._reading = by_segment([swap.reads_at for swap in plan.swaps])
-        self._offsets = np.cumsum([0, *(room_nbytes(swap.nbytes) for swap in plan.swaps)])
+        self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
+        self._all_states = states
+        numbers = {index: swap.storage for index, swap in enumerate(plan.swaps)}
+        self._states = {i: state for i, number in numbers.items() if (state := states.get(number)) is not None}
+        count = plan.segments
+        self._leaving = by_segment(swap.leaves for swap in plan.swaps)
+        self._gone_by = by_segment(swap.gone_by % count for swap in plan.swaps)
+        self._gone_before = by_segment((swap.gone_by + 1) % count for swap in plan.swaps)
+        self._reading = by_segment(swap.reads_at % count for swap in plan.swaps)
+        self._offsets: dict[int, int] = {}  # in the file, of what autograd saves
+        self._shared_nbytes = 0  # of the file, which are not this plan's alone
         self._entries: list[weakref.ref[Entry] | None] = [None] * len(plan.swaps)  # what graphs do not hold is gone
         self._by_storage: dict[int, Entry] = {}
-        self._unsettled: list[Entry] = []
+        self._unsettled: dict[int, Entry] = {}
         self._last: list[weakref.ref[Entry] | None] = [None] * len(plan.swaps)  # whose bytes are in the file
+        self._begin()
+
+    def _begin(self) -> None:
+        """Before the first iteration: room in the file, and what is idle leaves already."""
+        for state in self._states.values():
+            state.allot(self._mover)
+        self._shared_nbytes = self._mover.file.nbytes
+        for index, swap in enumerate(self.plan.swaps):
+            if index not in self._states:
+                self._offsets[index] = self._mover.file.allot(room_nbytes(swap.nbytes))
+        self._all_states.stay({swap.storage for swap in self.plan.swaps})
+        self._leave_idle()
 
     # -- what autograd and optimizers tell --
 
@@ -98,7 +112,7 @@ class Swapper:
         is_followed = self.event(Event(SAVED, storage.nbytes()))
         key = storage._cdata
         if is_followed and index is not None and not self._is_broken:
-            entry = self._by_storage[key] = Entry(storage, self._mover, int(self._offsets[index]), self._places[index])
+            entry = self._by_storage[key] = Entry(storage, self._mover, self._offsets[index], self._places[index])
             self._entries[index] = weakref.ref(entry)
         else:
             found = self._by_storage.get(key)
@@ -116,12 +130,11 @@ class Swapper:
 
     def event(self, event: Event) -> bool:
         """One more event; whether it is the next of the record."""
-        if event.kind == STEP_BEGINS:
-            self.have_states()
         if self._departed or event != self._events[self._next]:
             self._depart()
             if event == self._events[-1]:
                 self._begin_anew()
+                self._leave_idle()
             return False
         segment, self._next = self._next, self._next + 1
         self._seek(segment)
@@ -131,55 +144,81 @@ class Swapper:
             self._begin_anew()
         return True
 
+    def have_states(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Have the optimizer's state of these parameters in memory until it leaves by plan.
+
+        In the middle of a step others have been stepped already.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        self.stats.late_seconds += self._all_states.present(parameters)
+
+    def forget_states(self) -> None:
+        """The optimizer has other ones now, which stay."""
+        self._states.clear()
+
     # -- the plan --
 
     def _act(self, segment: int) -> None:
-        if segment == 0 and not self._is_broken:
-            for index, state in self._states.items():
-                state.present()
-                storage = state.tensor.untyped_storage()
-                anew = Entry(storage, self._mover, int(self._offsets[index]), self._places[index])
-                state.enter(anew)
-                self._entries[index] = weakref.ref(anew)
         for index in self._leaving.get(segment, ()):
-            entry = self._entry(index)
-            if entry is not None:
+            if index in self._states:
+                self._leave_state(index)
+            elif (entry := self._entry(index)) is not None:
                 self._by_storage = {key: e for key, e in self._by_storage.items() if e is not entry}
                 last = self._last[index]
                 if last is not None and (kept := last()) is not None:  # a graph of an earlier iteration still lives
                     kept.present()
                 self._last[index] = weakref.ref(entry)
                 entry.leave()
-                self._unsettled.append(entry)
-                self.stats.swapped_nbytes += self.plan.swaps[index].nbytes
+                self._left(index, entry)
         if self._unsettled:
-            self._settle(segment)
-        for index in self._gone_at.get(segment, ()):
-            entry = self._entry(index)
-            if entry is not None and entry.is_held_elsewhere:
+            self._settle([i for i in self._gone_by.get(segment, ()) if self._is_waited_for(i)])
+        for index in self._gone_before.get(segment, ()):
+            gone = self._entry(index)
+            if gone is not None and gone.is_held_elsewhere:
                 self.futile.add(self.plan.swaps[index].storage)
         for index in self._reading.get(segment, ()):
-            entry = self._entry(index)
-            if entry is not None:
-                entry.begin_to_return()
+            returning = self._entry(index)
+            if returning is not None:
+                returning.begin_to_return()
 
     def _entry(self, index: int) -> Entry | None:
         reference = self._entries[index]
         return reference() if reference is not None else None
 
-    def _settle(self, segment: int) -> None:
-        gone = self.plan.gone[segment]
-        needed = {id(self._entry(index)) for index in range(gone)}
-        left: list[Entry] = []
-        for entry in self._unsettled:
+    def _is_waited_for(self, index: int) -> bool:
+        return self.plan.swaps[index].gone_by < self.plan.swaps[index].reads_at
+
+    def _leave_state(self, index: int) -> None:
+        if not self._is_broken:
+            entry = self._states[index].leave(self._mover, self._places[index])
+            if entry is not None:
+                self._entries[index] = weakref.ref(entry)
+                self._left(index, entry)
+
+    def _left(self, index: int, entry: Entry) -> None:
+        self._unsettled[index] = entry
+        self.stats.swapped_nbytes += self.plan.swaps[index].nbytes
+
+    def _leave_idle(self) -> None:
+        """State that should be away when an iteration begins, and is not, leaves, and is waited for."""
+        left = [i for i, swap in enumerate(self.plan.swaps) if i in self._states and swap.returns > self.plan.segments]
+        for index in left:
+            self._leave_state(index)
+        self._settle(left)
+
+    def _settle(self, needed: Collection[int]) -> None:
+        """What is written is given up; what is needed is waited for."""
+        for index, entry in list(self._unsettled.items()):
             began = perf_counter()
             try:
-                if not entry.settle(wait=id(entry) in needed):
-                    left.append(entry)
+                if entry.settle(wait=index in needed):
+                    del self._unsettled[index]
             except StorageError as error:
+                del self._unsettled[index]
                 self._break(error)
-            self.stats.room_seconds += perf_counter() - began if id(entry) in needed else 0.0
-        self._unsettled = left
+            self.stats.room_seconds += perf_counter() - began if index in needed else 0.0
 
     def _break(self, error: StorageError) -> None:
         """Nothing leaves memory any more."""
@@ -195,45 +234,35 @@ class Swapper:
         self._stay()
 
     def _stay(self) -> None:
+        """What autograd saved is kept in memory, as far as it is there."""
         for index in range(len(self._entries)):
-            if (entry := self._entry(index)) is not None:
+            if index not in self._states and (entry := self._entry(index)) is not None:
                 entry.stay()
 
-    def have_states(self) -> None:
-        """Have optimizer state in memory, for as long as the iteration takes.
+    def bring_back(self) -> None:
+        """Have in memory what graphs may still ask for, and nothing on its way out.
 
         Raises:
-            StorageError: it could not be read.
+            StorageError: something could not be read.
         """
-        for state in self._states.values():
-            self.stats.late_seconds += state.present()
-
-    def forget_states(self) -> None:
-        """The optimizer has other ones now, which stay."""
-        self._states.clear()
-
-    def bring_back(self) -> None:
-        """Have in memory whatever somebody may still ask for."""
         self._stay()
         failures: list[StorageError] = []
-        entries = [reference() for reference in self._last if reference is not None]
+        entries = [entry for reference in self._last if reference is not None and (entry := reference()) is not None]
+        for entry in (*entries, *self._unsettled.values()):
+            with contextlib.suppress(StorageError):  # what could not be written is in memory
+                entry.settle(wait=True)
+        self._unsettled.clear()
         for entry in entries:
-            if entry is not None:
-                with contextlib.suppress(StorageError):  # what could not be written is in memory
-                    entry.settle(wait=True)
-        for present in (
-            *(state.present for state in self._states.values()),
-            *(entry.present for entry in entries if entry is not None),
-        ):
             try:
-                present()
+                entry.present()
             except StorageError as error:
                 failures.append(error)
+        self._mover.file.shrink(self._shared_nbytes)
         if failures:
             raise failures[0]
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False
-        self._entries = [None] * len(self._entries)
+        self._entries = [found if index in self._states else None for index, found in enumerate(self._entries)]
+        self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._states}
         self._by_storage.clear()
-        self._unsettled.clear()

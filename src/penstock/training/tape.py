@@ -2,7 +2,8 @@
 
 Storages are what is recorded, not tensors: views and aliases share theirs. Operations are seen at torch's dispatcher,
 forward, backward and optimizer alike. What the runtime will see without a dispatcher are *events*: a tensor that
-autograd saves or takes back, and an optimizer's step, before and after. An event begins a *segment*.
+autograd saves or takes back, and an optimizer's step, before it, before each of its parts, and after it. An event
+begins a *segment*.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SAVED, TAKEN, STEP_BEGINS, STEP_ENDED = "saved", "taken", "step begins", "step ended"
+SAVED, TAKEN = "saved", "taken"
+STEP_BEGINS, STEP_PART, STEP_ENDED = "step begins", "step part", "step ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,14 @@ class Event:
     """One moment at which the runtime can act.
 
     Attributes:
-        kind: one of `SAVED`, `TAKEN`, `STEP_BEGINS`, `STEP_ENDED`.
+        kind: one of `SAVED`, `TAKEN`, `STEP_BEGINS`, `STEP_PART`, `STEP_ENDED`.
         nbytes: of the storage that is saved or taken back; of a step, which optimizer's.
+        part: of a step, which.
     """
 
     kind: str
     nbytes: int
+    part: int = 0
 
 
 @dataclass(slots=True, eq=False)

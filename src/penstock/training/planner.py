@@ -1,0 +1,136 @@
+"""From iterations that were observed to plans within the budget, made anew where measurements ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from penstock.budget import Budget, format_size
+from penstock.errors import BudgetInfeasibleError
+from penstock.planning.swap import plan_swaps
+from penstock.planning.swap_plan import SwapPlan
+from penstock.planning.swap_problem import Link
+from penstock.planning.swap_schedule import gone_in_time
+from penstock.training.iteration import Iteration
+from penstock.training.lifetimes import Lifetimes, read_lifetimes
+from penstock.training.links import measure_links
+from penstock.training.mover import Mover
+from penstock.training.placing import own_places, pool_places
+from penstock.training.pool import Pool
+from penstock.training.states import States, idle_states
+from penstock.training.swapper import Swapper, SwapStats
+from penstock.training.timing import Timing
+
+FIRST_OVERHEAD = 12
+"""With a pool, one part in so many of the budget is for what is not in it, until an iteration was measured."""
+
+
+class Planner:
+    """What is known of an iteration, and the plans for it.
+
+    Args:
+        timing: the iteration as it was observed.
+        optimizers: of its steps.
+        budget: to plan for.
+        folder: that storages leave to.
+        pool: which recorded it, if it is preloaded.
+        taken_nbytes: what it was measured to take; 0 if nobody knows.
+
+    Attributes:
+        iteration: with all that could be away.
+        states: of the optimizers, as far as they could be.
+        overhead_nbytes: what is kept free for what is not in the plan.
+        lifetimes: what the pool recorded of the iteration; None where there is no pool, or it saw no two alike.
+    """
+
+    def __init__(
+        self,
+        timing: Timing,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        budget: Budget,
+        folder: Path | None,
+        pool: Pool | None,
+        taken_nbytes: int,
+    ) -> None:
+        self._budget, self._pool = budget, pool
+        iteration = replace(timing.iteration, seconds=timing.seconds())
+        self.lifetimes: Lifetimes | None = None
+        if pool is not None:
+            self.lifetimes = read_lifetimes(pool.recorded(), len(iteration.events), timing.marked)
+        self._allocations = timing.allocations
+        if self.lifetimes is not None:
+            peaks = self.lifetimes.segment_peaks() + iteration.lasting_nbytes
+            iteration = replace(iteration, peak_nbytes=tuple(int(peak) for peak in peaks))
+            self.overhead_nbytes = budget.nbytes // FIRST_OVERHEAD
+        else:
+            self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
+        self._is_measured = self.lifetimes is None
+        idle = list(idle_states(optimizers, iteration.events))
+        self.states = States({absences[0].storage: state for state, absences in idle})
+        absences = (*iteration.absences, *(absence for _, found in idle for absence in found))
+        self.iteration: Iteration = replace(iteration, absences=absences)
+        self._links: tuple[Link, Link] = measure_links(folder)
+
+    def plan(self, scores: str) -> SwapPlan:
+        """A plan within the budget.
+
+        Raises:
+            BudgetInfeasibleError: there is none; says which budget has one.
+        """
+        try:
+            plan = self._plan(scores)
+        except BudgetInfeasibleError as error:
+            spare_nbytes = self._budget.nbytes - error.needed_nbytes
+            if self._is_measured or spare_nbytes < 0:
+                raise self._refusal(error.needed_nbytes) from error
+            self.overhead_nbytes = spare_nbytes  # a guess refuses nothing
+            plan = self._plan(scores)
+        return plan
+
+    def _plan(self, scores: str) -> SwapPlan:
+        problem = self.iteration.problem(*self._links, self._budget.nbytes - self.overhead_nbytes)
+        plan = plan_swaps(problem, scores=scores)
+        return gone_in_time(problem, plan) if self.lifetimes is not None else plan
+
+    def _refusal(self, live_nbytes: int) -> BudgetInfeasibleError:
+        """So much is live at one moment whatever is away; what is kept free beside it comes on top."""
+        beside_nbytes = self.overhead_nbytes
+        if not self._is_measured:
+            beside_nbytes = max(beside_nbytes, live_nbytes // (FIRST_OVERHEAD - 1) + 1)
+        needed_nbytes = live_nbytes + beside_nbytes
+        return BudgetInfeasibleError(
+            f"an iteration has {format_size(live_nbytes)} in memory at one moment that are all in use, and takes "
+            f"{format_size(beside_nbytes)} beside them; the budget is {format_size(self._budget.nbytes)}: set one of "
+            f"{format_size(needed_nbytes)}, or take smaller batches",
+            needed_nbytes=needed_nbytes,
+        )
+
+    def follow(self, plan: SwapPlan, mover: Mover, stats: SwapStats) -> Swapper:
+        """What executes a plan from the begin of the next iteration on.
+
+        Raises:
+            StorageError: the disk has no room for what leaves.
+        """
+        iteration, pool, lifetimes = self.iteration, self._pool, self.lifetimes
+        if pool is None or lifetimes is None:
+            places = own_places(plan, iteration)
+            return Swapper(iteration.events, plan, mover, places, stats, states=self.states)
+        places = pool_places(pool, lifetimes, plan, self._allocations, iteration)
+        pool.retire()
+        first, seek = lifetimes.first_allocations, pool.seek
+        return Swapper(
+            iteration.events, plan, mover, places, stats, states=self.states, seek=lambda segment: seek(first[segment])
+        )
+
+    def correct(self, overhead_nbytes: int) -> None:
+        """An iteration was measured to take so much beside what its plan had in memory."""
+        self.overhead_nbytes, self._is_measured = overhead_nbytes, True
+
+    def exclude(self, storages: Collection[int]) -> None:
+        """These are not away, whatever a plan says."""
+        absences = tuple(absence for absence in self.iteration.absences if absence.storage not in storages)
+        self.iteration = replace(self.iteration, absences=absences)

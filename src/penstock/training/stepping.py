@@ -1,0 +1,72 @@
+"""An optimizer's step in parts, so that only the state of the part in progress has to be in memory.
+
+torch's optimizers go through their groups of parameters in one loop, each parameter on its own. During a step the list
+of groups is one that gives this loop, and nobody else, a group for each part, and tells before each. So the step is
+torch's own, whatever is registered around it, and the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from penstock.training.iteration import LEAST_NBYTES
+
+Group = dict[str, Any]
+
+
+def steps_in_parts(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is known to handle each parameter without looking at others: torch's own but LBFGS's, sparse."""
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+        return False
+    return str(inspect.unwrap(type(optimizer).step).__module__).startswith("torch.optim.")
+
+
+def parts(groups: Iterable[Group]) -> Iterator[tuple[Group, list[torch.Tensor]]]:
+    """Groups in parts: each large parameter with the small ones that follow it."""
+    for group in groups:
+        part: list[torch.Tensor] = []
+        for parameter in group["params"]:
+            if part and parameter.nbytes >= LEAST_NBYTES:
+                yield group, part
+                part = []
+            part.append(parameter)
+        yield group, part
+
+
+class PartedGroups(list[Group]):
+    """An optimizer's groups; its own step sees one for each part.
+
+    Args:
+        optimizer: whose groups these are, until `restore`.
+        begins: called before each part with its number and its parameters.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, begins: Callable[[int, Sequence[torch.Tensor]], None]) -> None:
+        self._original: list[Group] = optimizer.param_groups
+        super().__init__(self._original)
+        self._begins = begins
+        self._step = inspect.unwrap(type(optimizer).step).__code__
+        optimizer.param_groups = self
+
+    def __iter__(self) -> Iterator[Group]:
+        # Closures, hooks and schedulers go through the groups during a step, too, and have to see them whole.
+        return self._parts() if sys._getframe(1).f_code is self._step else super().__iter__()
+
+    def _parts(self) -> Iterator[Group]:
+        for number, (group, part) in enumerate(parts(list(super().__iter__()))):
+            self._begins(number, part)
+            yield {**group, "params": part}
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer the list back that it had, with what was added to this one."""
+        if optimizer.param_groups is self:
+            self._original[:] = list(super().__iter__())
+            optimizer.param_groups = self._original
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return list, (list(super().__iter__()),)  # a copy of the optimizer steps as any other
