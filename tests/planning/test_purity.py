@@ -18,6 +18,7 @@ ALLOWED_OUTSIDE = {
     "json",
     "math",
     "numpy",
+    "optuna",
     "re",
     "ortools",
     "random",
@@ -48,10 +49,10 @@ def test_planning_imports_neither_torch_nor_the_runtime() -> None:
             assert own or name.split(".")[0] in ALLOWED_OUTSIDE, f"{file.name} imports {name}"
 
 
-def test_the_solver_is_imported_only_where_it_is_asked() -> None:
+def test_solvers_are_imported_only_where_they_are_asked() -> None:
     for file in sorted(Path(penstock.planning.__file__).parent.rglob("*.py")):
         at_top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert not any("ortools" in ast.unparse(node) for node in at_top), file.name
+        assert not any(name in ast.unparse(node) for node in at_top for name in ("ortools", "optuna")), file.name
 
 
 def test_the_checker_shares_no_code_with_planner_and_simulator() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import BudgetInfeasibleError, PlanError
@@ -18,11 +19,12 @@ from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
 from penstock.planning.swap_schedule import no_overhead, stick_to_limit
 from penstock.planning.swap_scores import (
+    SCORES,
     area_of_absence,
     by_submodular_duration,
-    by_weights,
     duration_of_absence,
     normalised,
+    order_by,
     weighted_duration,
 )
 
@@ -77,7 +79,7 @@ def test_the_submodular_score_counts_what_is_left_after_each_choice() -> None:
     absences = (Absence(0, 10, 1, 3), Absence(1, 10, 1, 3), Absence(2, 5, 3, 4))
     made = SwapProblem(np.ones(4), load, absences, FAST, FAST, 100)
     assert by_submodular_duration(made)[:2] == (absences[0], absences[2])  # the second is worth nothing after the first
-    assert by_weights(made, (0, 0, 1, 0))[:2] == absences[:2]
+    assert order_by(made, (0, 0, 1, 0), normalised(made))[:2] == absences[:2]
     assert normalised(made).min() == 0
     assert normalised(made).max() == 1
 
@@ -135,6 +137,7 @@ def test_a_limit_that_nothing_can_keep_is_refused_with_the_least() -> None:
     assert plan_swaps(problem(50)).peak_nbytes <= 50
 
 
+@settings(deadline=None)
 @given(problems(), st.sampled_from(METHODS))
 def test_every_method_keeps_the_limit_and_no_plan_beats_the_bound(made: SwapProblem, scores: str) -> None:
     plan = plan_swaps(made, scores=scores, seconds=0.2)
@@ -147,7 +150,7 @@ def test_every_method_keeps_the_limit_and_no_plan_beats_the_bound(made: SwapProb
 @given(problems())
 def test_the_best_is_no_slower_than_any_score_and_near_the_best_choice_there_is(made: SwapProblem) -> None:
     best = plan_swaps(made, seconds=1.0)
-    for scores in METHODS[1:]:
+    for scores in SCORES:
         assert best.predicted_seconds <= plan_swaps(made, scores=scores).predicted_seconds + 1e-9
     choices = itertools.chain.from_iterable(
         itertools.combinations(made.absences, count) for count in range(len(made.absences) + 1)
@@ -182,6 +185,21 @@ def test_absurd_links_are_refused(link: tuple[float, float]) -> None:
 def test_iterations_that_make_no_sense_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(PlanError):
         replace(problem(), **change)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=30)
+@given(problems())
+def test_the_combined_score_is_no_slower_than_any_single_one(made: SwapProblem) -> None:
+    weighted = plan_swaps(made, scores="weighted", seconds=2.0)
+    for scores in SCORES:
+        assert weighted.predicted_seconds <= plan_swaps(made, scores=scores).predicted_seconds + 1e-9
+
+
+def test_without_optuna_the_combined_score_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(PlanError, match=r"penstock\[weights\]"):
+        plan_swaps(problem(), scores="weighted")
+    assert plan_swaps(problem()).swaps
 
 
 @pytest.mark.parametrize("arguments", [{"scores": "luck"}, {"schedule": "sometimes"}])

@@ -26,7 +26,7 @@ def test_a_curve_reads_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("version",), 2, "curve.version"),
+        (("version",), 3, "curve.version"),
         (("model",), None, "curve.model"),
         (("surprise",), 1, "surprise"),
         (("points", 0, "budget_nbytes"), 0, "budget_nbytes"),

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,3 +162,148 @@ def test_what_lives_on_for_longer_than_an_iteration_has_no_place() -> None:
     assert found is not None
     plan = SwapPlan((), 2, "search", 0, 0, 0, 0.0, 0.0, 0.0)
     assert plan_pool(found, plan, [], []).offsets.tolist()[1] == -1
+
+
+# -- on a CUDA device, for whose runtime a library over malloc stands in --
+
+RUNTIME = """
+#include <stdlib.h>
+#include <sys/types.h>
+int mallocs, frees;
+int cudaMalloc(void **found, size_t nbytes) {
+    if (nbytes > (size_t)1 << 30) return 2;
+    __atomic_fetch_add(&mallocs, 1, __ATOMIC_RELAXED);
+    return !(*found = malloc(nbytes));
+}
+int cudaFree(void *memory) {
+    __atomic_fetch_add(&frees, 1, __ATOMIC_RELAXED);
+    free(memory);
+    return 0;
+}
+int here;
+void drive(void *(*alloc)(ssize_t, int, void *), void **found, long count) { /* by two threads at once */
+    for (__atomic_fetch_add(&here, 1, __ATOMIC_SEQ_CST); __atomic_load_n(&here, __ATOMIC_SEQ_CST) < 2;) {}
+    for (long i = 0; i < count; i++) found[i] = alloc(4096, 0, NULL);
+}
+"""
+
+DEVICE = """
+import ctypes, json, sys
+from concurrent.futures import ThreadPoolExecutor
+runtime = ctypes.CDLL(sys.argv[2], ctypes.RTLD_GLOBAL) if len(sys.argv) > 2 else None
+pool = ctypes.CDLL(sys.argv[1])
+pool.penstock_cuda_alloc.restype = ctypes.c_void_p
+pool.penstock_cuda_alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
+pool.penstock_cuda_free.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
+pool.penstock_cuda_seek.argtypes = [ctypes.c_int64]
+ARENA, PAGE, plans = 0x1000_0000_0000, 4096, []  # nobody's memory: an arena is not to be touched
+
+def alloc(nbytes, device=0, stream=None):
+    return pool.penstock_cuda_alloc(nbytes, device, stream)
+
+def free(*blocks):
+    for block in blocks:
+        pool.penstock_cuda_free(block, 0, 0, None)
+
+def follow(begin, pages, blocks):
+    plans.append([(ctypes.c_int64 * len(blocks))(*column) for column in zip(*blocks)])
+    return pool.penstock_cuda_follow(
+        ctypes.c_void_p(begin), ctypes.c_int64(pages * PAGE), *plans[-1], ctypes.c_int64(len(blocks)))
+
+def pages(*blocks):  # of the arena; None: elsewhere
+    return [(block - ARENA) / PAGE if ARENA <= block < ARENA + (1 << 32) else None for block in blocks]
+
+def counts():
+    found = (ctypes.c_int64 * 3)()
+    pool.penstock_cuda_counts(*(ctypes.byref(found, 8 * index) for index in range(3)))
+    return [*found]
+
+def calls():
+    return [ctypes.c_int.in_dll(runtime, name).value for name in ("mallocs", "frees")]
+
+"""
+
+
+def on_device(tmp_path: Path, lines: str, *, has_runtime: bool = True) -> Any:
+    """What the last of `lines`, an expression, is in a process of its own."""
+    argv = [str(pool.library())]
+    if has_runtime:
+        argv.append(str(tmp_path / "runtime.so"))
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+        build = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", argv[-1]]
+        subprocess.run(build, input=RUNTIME.encode(), check=True)
+    *before, last = textwrap.dedent(lines).strip().splitlines()
+    code = DEVICE + "\n".join([*before, f"print(json.dumps({last}))"])
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # where a runtime is installed, it has no device
+    command = [sys.executable, "-c", code, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@needs_compiler
+def test_device_blocks_get_their_planned_places_in_order_and_anew_in_each_iteration(tmp_path: Path) -> None:
+    lines = """
+        is_room = follow(ARENA, 4, [(5000, 2 * PAGE), (4096, 0), (5000, 0)])
+        blocks = [alloc(5000), alloc(4096)]
+        free(blocks[1])
+        blocks.append(alloc(5000))
+        pool.penstock_cuda_seek(0)
+        free(blocks[0])
+        blocks.append(alloc(5000))
+        [is_room, pages(*blocks), counts(), calls()]
+    """
+    assert on_device(tmp_path, lines) == [1, [2, 0, 0, 2], [4, 0, 0], [0, 0]]
+
+
+@needs_compiler
+def test_what_departs_from_a_device_plan_gets_memory_of_the_runtime(tmp_path: Path) -> None:
+    lines = """
+        before = alloc(100)
+        follow(ARENA, 4, [(5000, 0), (6000, PAGE), (7000, 3 * PAGE), (9000, -1), (8192, 2 * PAGE)])
+        first = alloc(5000)
+        departed = [alloc(size) for size in (5001, 6000, 7000, 9000)]  # unplanned; taken; beyond the end; no place
+        elsewhere = [alloc(8192, device=1), alloc(8192, stream=7)]
+        last = alloc(8192)
+        [pages(first, last), pages(before, *departed, *elsewhere), counts(), calls()]
+    """
+    assert on_device(tmp_path, lines) == [[0, 2], [None] * 7, [2, 1, 2], [7, 0]]
+
+
+@needs_compiler
+def test_device_blocks_of_both_kinds_are_freed_even_after_their_plan(tmp_path: Path) -> None:
+    lines = """
+        follow(ARENA, 2, [(4096, 0), (4096, PAGE), (4096, 0)])
+        planned, departed = [alloc(4096), alloc(4096)], alloc(100)
+        free(planned[0], departed, None)
+        between = calls()
+        pool.penstock_cuda_leave()
+        after = alloc(4096)
+        follow(ARENA + (1 << 20), 2, [(4096, 0)])
+        free(planned[1], after)
+        [pages(*planned, after, alloc(4096)), between, calls()]
+    """
+    assert on_device(tmp_path, lines) == [[0, 1, None, 256], [1, 1], [2, 2]]
+
+
+@needs_compiler
+def test_threads_share_a_device_plan_and_no_place_is_given_twice(tmp_path: Path) -> None:
+    lines = """
+        count, found = 100_000, [(ctypes.c_void_p * 100_000)() for _ in range(2)]
+        follow(ARENA, 2 * count, [(4096, index * PAGE) for index in range(2 * count)])
+        drive = lambda given: runtime.drive(pool.penstock_cuda_alloc, given, ctypes.c_long(count))
+        with ThreadPoolExecutor(2) as threads: list(threads.map(drive, found))
+        [sorted(pages(*sum(map(list, found), []))) == [*range(2 * count)], calls()]
+    """
+    assert on_device(tmp_path, lines) == [True, [0, 0]]
+
+
+@needs_compiler
+def test_without_a_gpu_runtime_or_memory_of_it_there_is_none(tmp_path: Path) -> None:
+    assert on_device(tmp_path, "[alloc(4096), free(None)]", has_runtime=False) == [None, None]
+    assert on_device(tmp_path, "[alloc(1 << 31), alloc(0), alloc(-1), calls()]") == [None, None, None, [0, 0]]
+
+
+@needs_compiler
+def test_there_is_no_room_for_device_plans_without_end(tmp_path: Path) -> None:
+    assert on_device(tmp_path, "[follow(ARENA, 1, [(4096, 0)]) for _ in range(257)]") == [1] * 256 + [0]

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import penstock
-from penstock.cli import bench, demo, execute, machine, pack, plan, run
+from penstock.cli import bench, demo, execute, machine, pack, plan, run, train_plan
 from penstock.cli.options import UsageError
 from penstock.errors import BudgetInfeasibleError, PenstockError
 
@@ -35,6 +35,7 @@ app.command()(bench.bench)
 app.command()(pack.pack)
 app.command()(machine.machine)
 app.command("exec")(execute.execute)
+app.command("train-plan", context_settings={"ignore_unknown_options": False})(train_plan.train_plan)
 
 
 def _print_version(wanted: bool) -> None:

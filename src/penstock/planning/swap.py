@@ -21,8 +21,10 @@ from penstock.planning.swap_problem import Absence, SwapProblem
 from penstock.planning.swap_schedule import Schedule, no_overhead, stick_to_limit
 from penstock.planning.swap_scores import SCORES, excess
 from penstock.planning.swap_search import exchanged, reached, without_needless
+from penstock.planning.swap_weights import by_best_weights
 
-METHODS = ("best", *SCORES)
+WEIGHTED = "weighted"
+METHODS = ("best", *SCORES, WEIGHTED)
 SCHEDULES = ("stick-to-limit", "no-overhead")
 
 
@@ -33,13 +35,14 @@ def plan_swaps(
 
     Args:
         problem: an iteration and its limit.
-        scores: one of `METHODS`: a score of the paper, or `best`, which tries them all and its own search.
+        scores: one of `METHODS`: a score of the paper; `weighted`, its combination of them by Bayesian optimisation
+            (needs Optuna); or `best`, which tries the single scores and its own search.
         schedule: `stick-to-limit` keeps the limit and may wait; `no-overhead` waits for nothing and may miss it.
         seconds: how long `best` may search.
 
     Raises:
         BudgetInfeasibleError: the limit is below what no plan can do without; says how much that is.
-        PlanError: there is no such score or schedule.
+        PlanError: there is no such score or schedule, or Optuna is not installed.
     """
     if scores not in METHODS:
         raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
@@ -54,6 +57,9 @@ def plan_swaps(
         )
     deadline = time.monotonic() + seconds
     chosen = {name: _prefix(problem, order(problem)) for name, order in SCORES.items() if scores in (name, "best")}
+    if scores == WEIGHTED:
+        found_by = by_best_weights(problem, lambda order: _seconds_with(problem, order, schedule), deadline)
+        chosen[WEIGHTED] = _prefix(problem, found_by)
     if scores == "best":
         chosen["search"] = without_needless(problem, reached(problem))
     found = {name: _scheduled(problem, absences, schedule) for name, absences in chosen.items()}
@@ -106,6 +112,10 @@ def least_seconds(problem: SwapProblem) -> float:
 def _rank(problem: SwapProblem, schedule: Schedule) -> tuple[float, float, int]:
     missed = max(schedule.peak_nbytes - problem.limit_nbytes, 0)
     return missed, schedule.seconds, sum(swap.nbytes for swap in schedule.swaps)
+
+
+def _seconds_with(problem: SwapProblem, order: Sequence[Absence], schedule: str) -> float:
+    return _scheduled(problem, _prefix(problem, order), schedule).seconds
 
 
 def _prefix(problem: SwapProblem, order: Sequence[Absence]) -> tuple[Absence, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from penstock.planning.swap_plan import Swap, SwapPlan
 from penstock.planning.swap_problem import Absence, Ints, SwapProblem
+from penstock.planning.swap_simulation import simulate_swaps
 
 SLACK = 4
 """A write that nothing waits for may end so many segments late before the place that it leaves is given to others."""
@@ -39,7 +40,7 @@ def stick_to_limit(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule 
             return None
     swaps = _swaps(problem, order, reads)
     peak_nbytes = int((problem.load_nbytes - away).max())
-    return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps))
+    return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps).seconds)
 
 
 def _delay_reads(problem: SwapProblem, order: Sequence[Absence], reads: list[int], away: Ints, segment: int) -> bool:
@@ -74,7 +75,7 @@ def no_overhead(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule:
     gone = [replace(a, leaves=a.leaves, returns=r) for a, r in zip(order, reads, strict=True)]
     late_nbytes = problem.away_nbytes(gone, [_first_after(problem, seconds) for seconds in written])
     peak_nbytes = int((problem.load_nbytes - problem.away_nbytes(gone) + late_nbytes).max())
-    return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps))
+    return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps).seconds)
 
 
 def _first_after(problem: SwapProblem, seconds: float) -> int:
@@ -131,41 +132,3 @@ def gone_in_time(problem: SwapProblem, plan: SwapPlan) -> SwapPlan:
         expected = max(_first_after(problem, seconds) + SLACK, swap.leaves + 1)
         swaps.append(replace(swap, gone_by=min(swap.gone_by, expected)))
     return replace(plan, swaps=tuple(swaps))
-
-
-def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap]) -> float:
-    """Seconds that an iteration takes: segments wait for room and for what they use, links for their last transfer.
-
-    Of the second iteration, which finds what the first left behind.
-    """
-    count = problem.count
-    leaving = by_segment(swap.leaves for swap in swaps)
-    gone = by_segment(swap.gone_by % count for swap in swaps)
-    reading = by_segment(swap.reads_at % count for swap in swaps)
-    using = by_segment(swap.returns % count for swap in swaps)
-    written: dict[int, float] = {}
-    back: dict[int, float] = {}
-    began = now = write_free = read_free = 0.0
-    for _ in range(2):
-        began = now
-        for segment, seconds in enumerate(problem.seconds):
-            for index in leaving.get(segment, ()):
-                written[index] = write_free = max(now, write_free) + problem.out.seconds(swaps[index].nbytes)
-            for index in gone.get(segment, ()):
-                if swaps[index].gone_by < swaps[index].reads_at:
-                    now = max(now, written.get(index, now))
-            for index in reading.get(segment, ()):
-                if written.get(index, float("inf")) <= now:  # else it is still there
-                    back[index] = read_free = max(now, read_free) + problem.back.seconds(swaps[index].nbytes)
-            for index in using.get(segment, ()):
-                now = max(now, back.pop(index, now))
-            now += float(seconds)
-    return now - began
-
-
-def by_segment(segments: Iterable[int]) -> dict[int, list[int]]:
-    """For each segment that is named, where."""
-    found: dict[int, list[int]] = {}
-    for index, segment in enumerate(segments):
-        found.setdefault(segment, []).append(index)
-    return found

@@ -104,9 +104,9 @@ def normalised(problem: SwapProblem) -> Floats:
     return scaled
 
 
-def by_weights(problem: SwapProblem, weights: Sequence[float]) -> tuple[Absence, ...]:
-    """Absences by the weighted sum of the four normalised scores."""
-    values = np.asarray(weights, dtype=np.float64) @ normalised(problem)
+def order_by(problem: SwapProblem, weights: Sequence[float], scores: Floats) -> tuple[Absence, ...]:
+    """Absences by the weighted sum of four `normalised` scores."""
+    values = np.asarray(weights, dtype=np.float64) @ scores
     return tuple(problem.absences[index] for index in np.argsort(-values, kind="stable"))
 
 

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, replace
 
 from penstock.planning.fields import Fields, as_text, parse_object
 
-CURVE_VERSION = 1
+CURVE_VERSION = 2
+INFERENCE, TRAINING = "inference", "training"
+TASKS = {INFERENCE: ("warm pass", "weights"), TRAINING: ("iteration", "whole")}
+"""What is timed of each task, and what its budgets are shares of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Point:
 
     Attributes:
         strategy: its name.
-        predicted_seconds: a warm pass; None where the strategy has no plan for the budget.
+        predicted_seconds: a warm pass, or an iteration; None where the strategy has no plan for the budget.
         lower_bound_seconds: what its plan says that none can beat; None likewise.
         needed_nbytes: the smallest budget for which the strategy has a plan; None where it has one for this.
         measured_seconds: the median of real warm passes, where they were run.
@@ -37,21 +40,33 @@ class Curve:
 
     Attributes:
         model: what it is called.
-        weights_nbytes: of all weights together.
-        compute_seconds: a pass that waits for nothing, as if every weight were in memory.
+        full_nbytes: of all weights together; of training, the budget in which nothing has to leave.
+        compute_seconds: a pass, or an iteration, that waits for nothing, as if everything were in memory.
         bytes_per_second: of the storage, as planned with.
         is_timed: whether the compute times were measured; else they are estimates, good for comparing only.
         points: every budget, ascending, with every strategy, in the order of the registry.
         remarks: what is missing, and why.
+        task: `INFERENCE` or `TRAINING`.
     """
 
     model: str
-    weights_nbytes: int
+    full_nbytes: int
     compute_seconds: float
     bytes_per_second: float
     is_timed: bool
     points: tuple[Point, ...]
     remarks: tuple[str, ...] = ()
+    task: str = INFERENCE
+
+    @property
+    def timed(self) -> str:
+        """What takes these seconds."""
+        return TASKS[self.task][0]
+
+    @property
+    def whole(self) -> str:
+        """What budgets are shares of."""
+        return TASKS[self.task][1]
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -126,12 +141,13 @@ class Curve:
         fields.integer("version", CURVE_VERSION, CURVE_VERSION)
         curve = cls(
             model=fields.text("model"),
-            weights_nbytes=fields.integer("weights_nbytes", 0),
+            full_nbytes=fields.integer("full_nbytes", 0),
             compute_seconds=fields.seconds("compute_seconds"),
             bytes_per_second=fields.seconds("bytes_per_second"),
             is_timed=fields.flag("is_timed"),
             points=fields.items("points", _read_point),
             remarks=fields.items("remarks", as_text),
+            task=fields.choice("task", tuple(TASKS)),
         )
         fields.finish()
         return curve

@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.cache import atomic_write
 from penstock.errors import PenstockError
-from penstock.report.curve import Curve, Point
+from penstock.report.curve import INFERENCE, Curve, Point
 from penstock.report.curve_words import words_of
 from penstock.report.sizes import Scale, size_scale, size_text, size_ticks, time_scale, time_text
 from penstock.report.style import BOUND_COLOR, import_plotly, lines_of
@@ -32,7 +32,7 @@ p {{ margin: 0.2rem 0; color: #444; max-width: 70rem; line-height: 1.45; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p>How long a warm pass takes within each budget. The grey area lies below the lower bound. Point at the chart for
+<p>How long {timed} takes within each budget. The grey area lies below the lower bound. Point at the chart for
 numbers; click a name to hide or show its line, double-click it to see it alone; drag to zoom, double-click the chart to
 zoom out.</p>
 <div id="frame">{chart}</div>
@@ -59,8 +59,9 @@ def save_page(curve: Curve, path: str | Path) -> None:
     chart = io.to_html(figure, config=config, include_plotlyjs=True, full_html=False, div_id="chart")
     words = "\n".join(f"<p>{html.escape(line)}</p>" for line in words_of(curve))
     title = html.escape(f"{curve.model}: delay by budget")
+    timed = f"{'a' if curve.task == INFERENCE else 'an'} {curve.timed}"
     with atomic_write(path) as file:
-        file.write(_PAGE.format(title=title, font=_FONT, chart=chart, words=words).encode())
+        file.write(_PAGE.format(title=title, timed=timed, font=_FONT, chart=chart, words=words).encode())
 
 
 def _traces(objects: Any, curve: Curve, sizes: Scale, times: Scale) -> list[Any]:
@@ -108,7 +109,7 @@ def _traces(objects: Any, curve: Curve, sizes: Scale, times: Scale) -> list[Any]
 
 def _hover(curve: Curve, point: Point, bound_seconds: float) -> str:
     """The lines of a box that says everything about one point."""
-    share = f" ({point.budget_nbytes / curve.weights_nbytes:.0%} of the weights)" if curve.weights_nbytes else ""
+    share = f" ({point.budget_nbytes / curve.full_nbytes:.0%} of the {curve.whole})" if curve.full_nbytes else ""
     predicted = point.predicted_seconds or 0.0
     lines = [
         f"<b>{html.escape(point.strategy)}</b>",
@@ -117,7 +118,7 @@ def _hover(curve: Curve, point: Point, bound_seconds: float) -> str:
         f"lower bound {time_text(bound_seconds)}",
     ]
     if curve.compute_seconds:
-        lines.append(f"overhead {predicted / curve.compute_seconds - 1:.1%} over a pass that never waits")
+        lines.append(f"overhead {predicted / curve.compute_seconds - 1:.1%} over one that never waits")
     if point.measured_seconds is not None:
         lines.append(f"measured {time_text(point.measured_seconds)}")
     return "<br>".join(lines)
@@ -152,5 +153,5 @@ def _layout(curve: Curve, sizes: Scale, times: Scale) -> dict[str, Any]:
                 math.log10(max(curve.budgets) * sizes.factor) + edge,
             ],
         },
-        "yaxis": {**axis, "title": {"text": f"warm pass ({times.unit})", "standoff": 12}, "rangemode": "tozero"},
+        "yaxis": {**axis, "title": {"text": f"{curve.timed} ({times.unit})", "standoff": 12}, "rangemode": "tozero"},
     }

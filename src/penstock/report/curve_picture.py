@@ -85,7 +85,7 @@ def _label(axes: Any, curve: Curve, sizes: Scale, times: Scale) -> None:
     slowest = max(max(p.predicted_seconds or 0.0, p.measured_seconds or 0.0) for p in curve.points)
     axes.set_ylim(0, slowest * times.factor * _ROOM or 1)
     axes.set_xlabel(f"budget ({sizes.unit})")
-    axes.set_ylabel(f"warm pass ({times.unit})")
+    axes.set_ylabel(f"{curve.timed} ({times.unit})")
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

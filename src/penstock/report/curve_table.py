@@ -13,14 +13,14 @@ def make_curve_table(curve: Curve) -> Table:
     """Budgets down, strategies across; the fastest of each row bold, empty where a strategy has no plan."""
     times = time_scale(max((point.predicted_seconds or 0.0 for point in curve.points), default=0.0))
     measured = any(point.measured_seconds is not None for point in curve.points)
-    table = Table(title=f"{curve.model}: warm pass in {times.unit}, by budget", title_justify="left")
-    headers = ["budget", "of the weights", "lower bound", *curve.strategies, *(["measured"] if measured else [])]
+    table = Table(title=f"{curve.model}: {curve.timed} in {times.unit}, by budget", title_justify="left")
+    headers = ["budget", f"of the {curve.whole}", "lower bound", *curve.strategies, *(["measured"] if measured else [])]
     for header in headers:
         table.add_column(header, justify="right")
     bounds = dict(curve.bound())
     for budget_nbytes in curve.budgets:
         row = [point for point in curve.points if point.budget_nbytes == budget_nbytes]
-        share = f"{budget_nbytes / curve.weights_nbytes:.0%}" if curve.weights_nbytes else ""
+        share = f"{budget_nbytes / curve.full_nbytes:.0%}" if curve.full_nbytes else ""
         cells: list[str | Text] = [
             size_text(budget_nbytes),
             share,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.report.curve import Curve
+from penstock.report.curve import INFERENCE, TRAINING, Curve
 from penstock.report.sizes import readable_nbytes, size_text, time_text
 
 GOOD_OVERHEAD = 0.05
@@ -11,11 +11,14 @@ GOOD_OVERHEAD = 0.05
 
 def facts_of(curve: Curve) -> str:
     """What the numbers rest on, as a line of text."""
-    compute = f"a pass computes {time_text(curve.compute_seconds)}"
+    compute = f"{'a' if curve.task == INFERENCE else 'an'} {curve.timed} computes {time_text(curve.compute_seconds)}"
     if not curve.is_timed:
         compute += " (estimated)"
     rate = f"storage {curve.bytes_per_second / 1e9:.2f} GB/s"
-    return f"{size_text(curve.weights_nbytes)} of weights · {compute} · {rate}"
+    whole = f"{size_text(curve.full_nbytes)} of weights"
+    if curve.task == TRAINING:
+        whole = f"all stays within {size_text(curve.full_nbytes)}"
+    return f"{whole} · {compute} · {rate}"
 
 
 def words_of(curve: Curve) -> list[str]:
@@ -31,7 +34,7 @@ def words_of(curve: Curve) -> list[str]:
     good = curve.smallest_within(GOOD_OVERHEAD)
     if good is not None:
         lines.append(
-            f"Within {GOOD_OVERHEAD:.0%} of a pass that never waits: from {size_text(good.budget_nbytes)}, "
+            f"Within {GOOD_OVERHEAD:.0%} of one that never waits: from {size_text(good.budget_nbytes)}, "
             f"with {good.strategy}."
         )
     needs = [f"{strategy} from {size_text(readable_nbytes(nbytes))}" for strategy, nbytes in curve.needs().items()]

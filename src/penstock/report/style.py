@@ -7,7 +7,8 @@ from types import ModuleType
 
 from penstock.errors import PenstockError
 from penstock.planning.strategies import get
-from penstock.report.curve import Curve
+from penstock.planning.swap import METHODS
+from penstock.report.curve import INFERENCE, Curve
 
 BOUND_COLOR = "#8c8c8c"
 _DEFAULT_COLOR = "#0b4f8a"
@@ -29,7 +30,7 @@ class Line:
 
 def lines_of(curve: Curve) -> dict[str, Line]:
     """The line of each strategy; the default one comes first and stands out."""
-    default = get("auto").name
+    default = get("auto").name if curve.task == INFERENCE else METHODS[0]
     found = {default: Line(_DEFAULT_COLOR, "o", "circle", 2.6)} if default in curve.strategies else {}
     for number, strategy in enumerate(name for name in curve.strategies if name != default):
         color, marker = _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]

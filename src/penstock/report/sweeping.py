@@ -57,7 +57,7 @@ def sweep(
     problem = problem_at(max(chosen))
     return Curve(
         model=model,
-        weights_nbytes=sum(weight.nbytes for weight in problem.weights),
+        full_nbytes=sum(weight.nbytes for weight in problem.weights),
         compute_seconds=problem.compute_seconds,
         bytes_per_second=problem.storage.bytes_per_second,
         is_timed=is_timed,

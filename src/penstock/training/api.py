@@ -33,7 +33,7 @@ def autoswap(
         optimizer: what steps it; a sequence where there are several.
         budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
         offload_folder: on a local disk; the system's temporary folder if None.
-        scores: how to choose what leaves: one of `best`, `doa`, `aoa`, `wdoa`, `swdoa`.
+        scores: how to choose what leaves: one of `best`, `doa`, `aoa`, `wdoa`, `swdoa`, `weighted` (needs Optuna).
 
     Raises:
         BudgetError: the budget is no size.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +13,14 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from penstock.budget import Budget
+from penstock.budget import Budget, format_size
 from penstock.errors import StorageError, StreamStateError
 from penstock.footprint import limit_allocator, return_free_memory
 from penstock.planning.swap_explain import explain_swaps
 from penstock.planning.swap_plan import SwapPlan
+from penstock.report.curve import Curve
+from penstock.report.swapping import swap_curve, swap_tracks
+from penstock.report.timeline import Tracks
 from penstock.training.entry import Kept
 from penstock.training.iteration import Iteration, last_iteration, tokens
 from penstock.training.meter import Meter
@@ -37,13 +40,28 @@ MAPPED_NBYTES, KEPT_NBYTES = 1 << 20, 8 << 20
 """Without a pool, activations are mapped one by one, so that their memory is free when they leave."""
 
 CORRECTIONS = 3
-"""So often a plan is made anew because an iteration took more than the budget."""
+"""So often a plan is made anew because an iteration took more than the budget, or waited longer than predicted."""
+
+LATE = 0.01
+"""So much of an iteration may be waited for beyond what was predicted."""
 
 PATIENCE = 12
 """Steps of optimizers that are recorded before it is said that nothing repeats."""
 
 
 _active: list[AutoSwap] = []
+_recorders: list[Callable[[Planner], None]] = []
+
+
+def is_active() -> bool:
+    """Whether this process is within a block of `autoswap`."""
+    return bool(_active)
+
+
+def when_planned(callback: Callable[[Planner], None]) -> Callable[[], None]:
+    """Have `callback` called with what is known of an iteration, before it is planned for, until what it returns is."""
+    _recorders.append(callback)
+    return lambda: _recorders.remove(callback)
 
 
 class AutoSwap:
@@ -75,6 +93,7 @@ class AutoSwap:
         self._hooks = saved_tensors_hooks(self._saved, self._taken)
         self._handles: list[Any] = []
         self._steps = self._corrections = self._planned_at = 0
+        self._has_relearnt = False
         self._pool: Pool | None = None
         self._outer: tuple[Any, Any] | None = None  # hooks of the user's own, around the block
 
@@ -250,6 +269,8 @@ class AutoSwap:
             pool=self._pool,
             taken_nbytes=self._meter.taken_nbytes(),
         )
+        for callback in _recorders:
+            callback(self._planner)
         self._begin_swapping(self._planner)
 
     def _begin_swapping(self, planner: Planner) -> None:
@@ -296,7 +317,13 @@ class AutoSwap:
             planner.correct(taken_nbytes - plan.peak_nbytes)
             self._begin_swapping(planner)
         elif followed > 2:
-            self._corrections = CORRECTIONS
+            waited = min(swapper.waits[1:], default=0.0) - (plan.predicted_seconds - plan.compute_seconds)
+            if waited > LATE * plan.compute_seconds and self._mover is not None and not self._has_relearnt:
+                self._has_relearnt = True
+                planner.relearn(swapper.seconds, self._mover)
+                self._begin_swapping(planner)
+            else:
+                self._corrections = CORRECTIONS
 
     @property
     def iteration(self) -> Iteration | None:
@@ -313,6 +340,32 @@ class AutoSwap:
         """What the pool did with the allocations of this plan; None where it is not preloaded."""
         is_followed = self._pool is not None and self._planner is not None and self._planner.lifetimes is not None
         return self._pool.stats() if self._pool is not None and is_followed else None
+
+    def curve(self, title: str = "training") -> Curve:
+        """What an iteration would take within any budget; takes some seconds.
+
+        Raises:
+            StreamStateError: no two iterations were alike so far.
+        """
+        return swap_curve(self._known_planner().record(), model=title)
+
+    def predicted(self, title: str = "training") -> Tracks:
+        """An iteration by the plan, as predicted: `save` it as a trace for ui.perfetto.dev or chrome://tracing.
+
+        Raises:
+            StreamStateError: likewise.
+        """
+        planner, plan = self._known_planner(), self.plan
+        assert plan is not None, "what is known is planned for"
+        record = planner.record()
+        return swap_tracks(
+            record.problem, plan, record.names, f"{title} in {format_size(self.budget.nbytes)}, predicted"
+        )
+
+    def _known_planner(self) -> Planner:
+        if self._planner is None or self.plan is None:
+            raise StreamStateError("nothing is planned yet: no two iterations were alike so far")
+        return self._planner
 
     def explain(self) -> str:
         """What is planned, for people."""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from penstock.budget import format_size
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
-from penstock.training.tape import SAVED, TAKEN, Event, StorageRecord, Tape
+from penstock.training.tape import SAVED, STEP_BEGINS, STEP_ENDED, STEP_PART, TAKEN, Event, StorageRecord, Tape
+
+_NAMES: dict[str, Callable[[Event], str]] = {
+    SAVED: lambda event: f"forward, {format_size(event.nbytes)} saved",
+    TAKEN: lambda event: f"backward, {format_size(event.nbytes)} taken",
+    STEP_BEGINS: lambda event: "step",
+    STEP_PART: lambda event: f"step, part {event.part + 1}",
+    STEP_ENDED: lambda event: "after the step",
+}
 
 LEAST_NBYTES = 1 << 20
 """Smaller storages stay: a transfer of them costs more than it gives (AutoSwap, section on candidates)."""
@@ -32,6 +41,10 @@ class Iteration:
     absences: tuple[Absence, ...]
     until: dict[int, int]
     lasting_nbytes: int
+
+    def names(self) -> tuple[str, ...]:
+        """What each segment begins with, for people."""
+        return tuple(_NAMES[event.kind](event) for event in self.events)
 
     def problem(self, out: Link, back: Link, limit_nbytes: int) -> SwapProblem:
         """What there is to decide within a limit."""

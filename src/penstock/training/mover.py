@@ -7,12 +7,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
 
 from penstock.errors import StorageError
+from penstock.planning.swap_problem import Link
 from penstock.runtime.devices.cpu_queue import HUGE_PAGE_NBYTES, CpuArena
 from penstock.training.pool import Pool
 from penstock.training.swapfile import SwapFile, Written
@@ -21,11 +24,30 @@ _Job = Callable[[], None]
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class Moved:
+    """Transfers in one direction so far, and the seconds that they took together."""
+
+    count: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+
+    def link(self, before: Link) -> Link:
+        """What they were like, with the fixed share of each as it was `before`."""
+        seconds = max(self.seconds - self.count * before.fixed_seconds, self.seconds / 2)
+        return replace(before, bytes_per_second=self.nbytes / seconds) if seconds > 0 else before
+
+
 class Mover:
-    """Writes and reads of one swap file."""
+    """Writes and reads of one swap file.
+
+    Attributes:
+        file: that they go to.
+        out, back: what was moved.
+    """
 
     def __init__(self, file: SwapFile) -> None:
-        self.file = file
+        self.file, self.out, self.back = file, Moved(), Moved()
         self._is_closed = False
         self._queues = [SimpleQueue[_Job | None](), SimpleQueue[_Job | None]()]
         self._threads = [
@@ -42,7 +64,7 @@ class Mover:
         del storage
 
         def job() -> None:
-            _settle(future, lambda: self.file.write(held.pop(), offset))
+            _settle(future, self.out, held[0].nbytes(), lambda: self.file.write(held.pop(), offset))
 
         self._begin(0, job, future)
         return future
@@ -52,7 +74,7 @@ class Mover:
         future: Future[None] = Future()
 
         def job() -> None:
-            _settle(future, lambda: self.file.read(written, into.data_ptr()))
+            _settle(future, self.back, written.nbytes, lambda: self.file.read(written, into.data_ptr()))
 
         self._begin(1, job, future)
         return future
@@ -79,9 +101,13 @@ def _work(queue: SimpleQueue[_Job | None]) -> None:
         del job  # or the last storage would stay
 
 
-def _settle(future: Future[T], work: Callable[[], T]) -> None:
+def _settle(future: Future[T], moved: Moved, nbytes: int, work: Callable[[], T]) -> None:
+    began = perf_counter()
     try:
-        future.set_result(work())
+        result = work()
+        moved.count, moved.nbytes = moved.count + 1, moved.nbytes + nbytes
+        moved.seconds += perf_counter() - began
+        future.set_result(result)
     except StorageError as error:
         future.set_exception(error)
     except BaseException as error:  # a thread that dies would leave its caller waiting

@@ -6,13 +6,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from penstock.budget import Budget, format_size
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning.swap import plan_swaps
 from penstock.planning.swap_plan import SwapPlan
-from penstock.planning.swap_problem import Link
+from penstock.planning.swap_problem import Floats, Link
+from penstock.planning.swap_record import SwapRecord, kept_free
 from penstock.planning.swap_schedule import gone_in_time
 from penstock.training.iteration import Iteration
 from penstock.training.lifetimes import Lifetimes, read_lifetimes
@@ -23,9 +25,6 @@ from penstock.training.pool import Pool
 from penstock.training.states import States, idle_states
 from penstock.training.swapper import Swapper, SwapStats
 from penstock.training.timing import Timing
-
-FIRST_OVERHEAD = 12
-"""With a pool, one part in so many of the budget is for what is not in it, until an iteration was measured."""
 
 
 class Planner:
@@ -65,7 +64,7 @@ class Planner:
         if self.lifetimes is not None:
             peaks = self.lifetimes.segment_peaks() + iteration.lasting_nbytes
             iteration = replace(iteration, peak_nbytes=tuple(int(peak) for peak in peaks))
-            self.overhead_nbytes = budget.nbytes // FIRST_OVERHEAD
+            self.overhead_nbytes = kept_free(budget.nbytes, None)
         else:
             self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
         self._is_measured = self.lifetimes is None
@@ -98,16 +97,19 @@ class Planner:
 
     def _refusal(self, live_nbytes: int) -> BudgetInfeasibleError:
         """So much is live at one moment whatever is away; what is kept free beside it comes on top."""
-        beside_nbytes = self.overhead_nbytes
-        if not self._is_measured:
-            beside_nbytes = max(beside_nbytes, live_nbytes // (FIRST_OVERHEAD - 1) + 1)
-        needed_nbytes = live_nbytes + beside_nbytes
+        needed_nbytes = self.record().budget_nbytes(live_nbytes)
+        beside_nbytes = needed_nbytes - live_nbytes
         return BudgetInfeasibleError(
             f"an iteration has {format_size(live_nbytes)} in memory at one moment that are all in use, and takes "
             f"{format_size(beside_nbytes)} beside them; the budget is {format_size(self._budget.nbytes)}: set one of "
             f"{format_size(needed_nbytes)}, or take smaller batches",
             needed_nbytes=needed_nbytes,
         )
+
+    def record(self) -> SwapRecord:
+        """What is known, for any budget."""
+        problem = self.iteration.problem(*self._links, max(self.iteration.peak_nbytes))
+        return SwapRecord(problem, self.iteration.names(), self.overhead_nbytes if self._is_measured else None)
 
     def follow(self, plan: SwapPlan, mover: Mover, stats: SwapStats) -> Swapper:
         """What executes a plan from the begin of the next iteration on.
@@ -125,6 +127,14 @@ class Planner:
         return Swapper(
             iteration.events, plan, mover, places, stats, states=self.states, seek=lambda segment: seek(first[segment])
         )
+
+    def relearn(self, seconds: Floats, mover: Mover) -> None:
+        """Segments took so long while a plan was followed, and transfers what the mover says."""
+        known = zip(seconds, self.iteration.seconds, strict=True)
+        measured = tuple(float(new) if np.isfinite(new) else old for new, old in known)
+        self.iteration = replace(self.iteration, seconds=measured)
+        out, back = self._links
+        self._links = mover.out.link(out), mover.back.link(back)
 
     def correct(self, overhead_nbytes: int) -> None:
         """An iteration was measured to take so much beside what its plan had in memory."""

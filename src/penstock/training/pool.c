@@ -4,7 +4,9 @@
    each large allocation of the thread that asked for it, and its release. While it follows a plan, the same thread's
    allocations get the planned places in one arena, in their order; whatever departs from the plan, or finds its place
    still taken, gets ordinary memory. Nothing here is given back to the system: a place is used anew by the next
-   iteration without a page fault. */
+   iteration without a page fault.
+
+   The same for a CUDA device is at the end: two functions for torch.cuda.memory.CUDAPluggableAllocator. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,6 +15,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
 
 enum { PAGE = 4096, ARENAS = 256, LOOKAHEAD = 64, ALLOCATED = 1, RELEASED = 2, MARKED = 3 };
 
@@ -37,19 +40,25 @@ static int64_t entry_count, entry_capacity, allocation_count;
 static uintptr_t *live_keys; /* open addressing; 0: never used, 1: used and free again */
 static int64_t *live_values, live_capacity, live_used;
 
-/* following: blocks of earlier plans live on in their arenas; the last one is the present plan's */
+/* following: blocks of earlier plans live on in their arenas */
 typedef struct {
     uintptr_t begin, end;
     unsigned char *is_taken; /* of each page */
     int64_t *counts;         /* pages of the block that begins at this one */
 } arena_t;
 
+typedef struct {
+    arena_t *arena;
+    const int64_t *nbytes, *offsets; /* of the allocations to come, in their order */
+    int64_t count, next;
+    int64_t followed, departed, taken; /* allocations in their place, not in the plan, and whose place was taken */
+} plan_t;
+
 static arena_t arenas[ARENAS];
-static volatile int arena_count, is_following;
-static volatile uintptr_t lowest = UINTPTR_MAX, highest;
-static const int64_t *plan_nbytes, *plan_offsets;
-static int64_t plan_count, next_planned;
-static int64_t followed_count, departed_count, taken_count;
+static int arena_count;
+static volatile int is_following;
+static volatile uintptr_t lowest = UINTPTR_MAX, highest; /* of the host's arenas */
+static plan_t host_plan, cuda_plan;
 
 /* The next library's, which need not be the C library's: other allocators are preloaded, too. */
 static void resolve(void) {
@@ -63,6 +72,7 @@ static void resolve(void) {
 static void after_fork(void) {
     pthread_mutex_init(&lock, NULL);
     is_recording = is_following = is_followed = 0;
+    cuda_plan.count = 0;
     least_nbytes = SIZE_MAX;
 }
 
@@ -89,10 +99,9 @@ static int64_t slot_of(uintptr_t key, int is_new) {
     return is_new ? first_free : -1;
 }
 
-static int take_pages(int64_t offset, int64_t nbytes) {
-    arena_t *arena = &arenas[arena_count - 1];
+static int take_pages(arena_t *arena, int64_t offset, int64_t nbytes) {
     int64_t page = offset / PAGE, count = (nbytes + PAGE - 1) / PAGE;
-    if (!arena_count || offset < 0 || offset % PAGE || (uintptr_t)(offset + count * PAGE) > arena->end - arena->begin)
+    if (!arena || offset < 0 || offset % PAGE || (uintptr_t)(offset + count * PAGE) > arena->end - arena->begin)
         return 0;
     if (memchr(arena->is_taken + page, 1, (size_t)count)) return 0;
     memset(arena->is_taken + page, 1, (size_t)count);
@@ -112,20 +121,20 @@ static int release_pages(uintptr_t address) {
     return 0;
 }
 
-/* The planned place for an allocation of the followed thread; NULL where there is none. */
-static void *planned(size_t nbytes) {
-    for (int64_t ahead = 0; ahead < LOOKAHEAD && next_planned + ahead < plan_count; ahead++) {
-        int64_t index = next_planned + ahead;
-        if (plan_nbytes[index] != (int64_t)nbytes) continue;
-        next_planned = index + 1;
-        if (plan_offsets[index] >= 0 && take_pages(plan_offsets[index], (int64_t)nbytes)) {
-            followed_count++;
-            return (void *)(arenas[arena_count - 1].begin + (uintptr_t)plan_offsets[index]);
+/* The planned place for an allocation; NULL where there is none. */
+static void *planned(plan_t *plan, size_t nbytes) {
+    for (int64_t ahead = 0; ahead < LOOKAHEAD && plan->next + ahead < plan->count; ahead++) {
+        int64_t index = plan->next + ahead, offset = plan->offsets[index];
+        if (plan->nbytes[index] != (int64_t)nbytes) continue;
+        plan->next = index + 1;
+        if (offset >= 0 && take_pages(plan->arena, offset, (int64_t)nbytes)) {
+            plan->followed++;
+            return (void *)(plan->arena->begin + (uintptr_t)offset);
         }
-        taken_count += plan_offsets[index] >= 0;
+        plan->taken += offset >= 0;
         return NULL;
     }
-    departed_count++;
+    plan->departed++;
     return NULL;
 }
 
@@ -134,7 +143,7 @@ int posix_memalign(void **found, size_t alignment, size_t nbytes) {
     if (nbytes < least_nbytes || !is_followed || alignment > PAGE) return real_memalign(found, alignment, nbytes);
     if (is_following) {
         pthread_mutex_lock(&lock);
-        void *place = planned(nbytes);
+        void *place = planned(&host_plan, nbytes);
         pthread_mutex_unlock(&lock);
         if (place) {
             *found = place;
@@ -214,19 +223,24 @@ int64_t penstock_pool_ordinal(uintptr_t address) {
     return found;
 }
 
+/* 0: there were too many plans. */
+static int begin_plan(plan_t *plan, arena_t arena, const int64_t *sizes, const int64_t *offsets, int64_t count) {
+    if (arena_count == ARENAS) return 0;
+    arenas[arena_count] = arena;
+    *plan = (plan_t){&arenas[arena_count++], sizes, offsets, count, 0, 0, 0, 0};
+    return 1;
+}
+
 /* Follow a plan with this thread: an arena, a byte and a number for each of its pages, and sizes and offsets in order.
    All of it has to outlive the process. 0: there were too many plans. */
 int penstock_pool_follow(uintptr_t begin, int64_t nbytes, int64_t least, unsigned char *is_taken, int64_t *counts,
                          const int64_t *sizes, const int64_t *offsets, int64_t count) {
+    arena_t arena = {begin, begin + (uintptr_t)nbytes, is_taken, counts};
     pthread_mutex_lock(&lock);
-    int is_room = arena_count < ARENAS;
+    int is_room = begin_plan(&host_plan, arena, sizes, offsets, count);
     if (is_room) {
-        arenas[arena_count] = (arena_t){begin, begin + (uintptr_t)nbytes, is_taken, counts};
-        lowest = begin < lowest ? begin : lowest;
-        highest = begin + (uintptr_t)nbytes > highest ? begin + (uintptr_t)nbytes : highest;
-        arena_count++;
-        plan_nbytes = sizes, plan_offsets = offsets, plan_count = count, next_planned = 0;
-        followed_count = departed_count = taken_count = 0;
+        lowest = arena.begin < lowest ? arena.begin : lowest;
+        highest = arena.end > highest ? arena.end : highest;
         least_nbytes = (size_t)least;
         is_followed = is_following = 1;
     }
@@ -235,12 +249,12 @@ int penstock_pool_follow(uintptr_t begin, int64_t nbytes, int64_t least, unsigne
 }
 
 /* The next allocation is this one of the plan. */
-void penstock_pool_seek(int64_t next) { next_planned = next; }
+void penstock_pool_seek(int64_t next) { host_plan.next = next; }
 
 /* Take a place that no allocation of the plan has; 0 where some of it is taken. `free` gives it back. */
 int penstock_pool_take(int64_t offset, int64_t nbytes) {
     pthread_mutex_lock(&lock);
-    int is_ours = take_pages(offset, nbytes);
+    int is_ours = take_pages(host_plan.arena, offset, nbytes);
     pthread_mutex_unlock(&lock);
     return is_ours;
 }
@@ -254,5 +268,86 @@ void penstock_pool_leave(void) {
 }
 
 void penstock_pool_counts(int64_t *followed, int64_t *departed, int64_t *taken) {
-    *followed = followed_count, *departed = departed_count, *taken = taken_count;
+    *followed = host_plan.followed, *departed = host_plan.departed, *taken = host_plan.taken;
+}
+
+/* -- a CUDA device, whose memory is never touched here -- */
+
+static int (*cuda_malloc)(void **, size_t);
+static int (*cuda_free)(void *);
+static pthread_once_t cuda_once = PTHREAD_ONCE_INIT;
+static void *cuda_stream; /* a place is free again in the order of one stream: of the plan's first allocation */
+static int is_stream_known;
+
+/* The runtime that is loaded, whichever it is, before one that is not. */
+static void find_cuda(void) {
+    static const char *const names[] = {"libcudart.so", "libcudart.so.12", "libcudart.so.13"};
+    void *runtime = RTLD_DEFAULT, *found = dlsym(runtime, "cudaMalloc");
+    for (int tried = 0; !found && tried < 6; tried++) {
+        runtime = dlopen(names[tried % 3], RTLD_LAZY | (tried < 3 ? RTLD_NOLOAD : 0));
+        if (runtime) found = dlsym(runtime, "cudaMalloc");
+    }
+    if (!found) return;
+    cuda_free = (int (*)(void *))dlsym(runtime, "cudaFree");
+    if (cuda_free) cuda_malloc = (int (*)(void **, size_t))found;
+}
+
+/* The planned place, or memory of the runtime; NULL where there is no runtime, or it has none. Any thread's: backward
+   passes have their own. The runtime is called without the lock, since it may call `free`. */
+void *penstock_cuda_alloc(ssize_t nbytes, int device, void *stream) {
+    void *found = NULL;
+    pthread_once(&cuda_once, find_cuda);
+    if (!cuda_malloc || nbytes <= 0) return NULL;
+    pthread_mutex_lock(&lock);
+    if (cuda_plan.count && !device) {
+        if (!is_stream_known) cuda_stream = stream, is_stream_known = 1;
+        if (stream == cuda_stream) found = planned(&cuda_plan, (size_t)nbytes);
+    }
+    pthread_mutex_unlock(&lock);
+    if (found || !cuda_malloc(&found, (size_t)nbytes)) return found;
+    return NULL;
+}
+
+void penstock_cuda_free(void *memory, ssize_t nbytes, int device, void *stream) {
+    (void)nbytes, (void)device, (void)stream;
+    if (!memory) return;
+    pthread_mutex_lock(&lock);
+    int is_ours = release_pages((uintptr_t)memory);
+    pthread_mutex_unlock(&lock);
+    pthread_once(&cuda_once, find_cuda);
+    if (!is_ours && cuda_free) cuda_free(memory);
+}
+
+/* Follow a plan on device 0 with all threads. The arena has to outlive the process, sizes and offsets the plan. 0: there
+   were too many plans, or there is no memory to note pages in. */
+int penstock_cuda_follow(uintptr_t begin, int64_t nbytes, const int64_t *sizes, const int64_t *offsets, int64_t count) {
+    size_t pages = (size_t)nbytes / PAGE + 1;
+    arena_t arena = {begin, begin + (uintptr_t)nbytes, calloc(pages, 1), calloc(pages, sizeof(int64_t))};
+    int is_room = 0;
+    if (arena.is_taken && arena.counts) {
+        pthread_mutex_lock(&lock);
+        is_room = begin_plan(&cuda_plan, arena, sizes, offsets, count);
+        is_stream_known = 0;
+        pthread_mutex_unlock(&lock);
+    }
+    if (!is_room) free(arena.is_taken), free(arena.counts);
+    return is_room;
+}
+
+/* The next allocation is this one of the plan: 0 when an iteration begins. */
+void penstock_cuda_seek(int64_t next) {
+    pthread_mutex_lock(&lock);
+    cuda_plan.next = next;
+    pthread_mutex_unlock(&lock);
+}
+
+/* Allocate no more in the arena; what lies there stays valid. */
+void penstock_cuda_leave(void) {
+    pthread_mutex_lock(&lock);
+    cuda_plan.count = 0;
+    pthread_mutex_unlock(&lock);
+}
+
+void penstock_cuda_counts(int64_t *followed, int64_t *departed, int64_t *taken) {
+    *followed = cuda_plan.followed, *departed = cuda_plan.departed, *taken = cuda_plan.taken;
 }

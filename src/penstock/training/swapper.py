@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
-from penstock.planning.swap_schedule import by_segment
+from penstock.planning.swap_simulation import by_segment
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
 from penstock.training.states import States
@@ -56,6 +57,8 @@ class Swapper:
 
     Attributes:
         futile: storages that were given up and stayed in memory, because somebody else has them, a local variable say.
+        seconds: (segments,) the shortest that each took so far without what it waited for; not finite: none did.
+        waits: for each iteration that followed the plan, the seconds that it waited.
     """
 
     def __init__(
@@ -72,6 +75,10 @@ class Swapper:
         self._events, self.plan, self.stats = events, plan, stats
         self._mover, self._places, self._seek = mover, places, seek
         self._next = 0  # event
+        self.seconds = np.full(plan.segments, np.inf)
+        self.waits: list[float] = []
+        self._waited = self._waited_before = 0.0
+        self._began: float | None = None  # the present segment, on a clock that stands while it waits
         self._departed = False
         self._is_broken = False
         self.futile: set[int] = set()
@@ -125,7 +132,7 @@ class Swapper:
         """Autograd takes back what `saved` gave it."""
         self.event(Event(TAKEN, kept.nbytes))
         tensor, seconds = kept.take()
-        self.stats.late_seconds += seconds
+        self._wait_late(seconds)
         return tensor
 
     def event(self, event: Event) -> bool:
@@ -137,12 +144,29 @@ class Swapper:
                 self._leave_idle()
             return False
         segment, self._next = self._next, self._next + 1
+        self._time(segment)
         self._seek(segment)
         self._act(segment)
         if self._next == len(self._events):
             self.stats.iterations += 1
+            self.waits.append(self._waited - self._waited_before)
             self._begin_anew()
         return True
+
+    def _time(self, segment: int) -> None:
+        now = perf_counter() - self._waited
+        if self._began is not None:
+            before = segment - 1  # the last one, where the iteration begins
+            self.seconds[before] = min(self.seconds[before], now - self._began)
+        self._began = now
+
+    def _wait_late(self, seconds: float) -> None:
+        self._waited += seconds
+        self.stats.late_seconds += seconds
+
+    def _wait_for_room(self, seconds: float) -> None:
+        self._waited += seconds
+        self.stats.room_seconds += seconds
 
     def have_states(self, parameters: Iterable[torch.Tensor]) -> None:
         """Have the optimizer's state of these parameters in memory until it leaves by plan.
@@ -152,7 +176,7 @@ class Swapper:
         Raises:
             StorageError: it could not be read.
         """
-        self.stats.late_seconds += self._all_states.present(parameters)
+        self._wait_late(self._all_states.present(parameters))
 
     def forget_states(self) -> None:
         """The optimizer has other ones now, which stay."""
@@ -218,7 +242,8 @@ class Swapper:
             except StorageError as error:
                 del self._unsettled[index]
                 self._break(error)
-            self.stats.room_seconds += perf_counter() - began if index in needed else 0.0
+            if index in needed:
+                self._wait_for_room(perf_counter() - began)
 
     def _break(self, error: StorageError) -> None:
         """Nothing leaves memory any more."""
@@ -229,7 +254,7 @@ class Swapper:
     def _depart(self) -> None:
         if self._departed:
             return
-        self._departed = True
+        self._departed, self._began = True, None
         self.stats.departed += 1
         self._stay()
 
@@ -263,6 +288,7 @@ class Swapper:
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False
+        self._waited_before = self._waited
         self._entries = [found if index in self._states else None for index, found in enumerate(self._entries)]
         self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._states}
         self._by_storage.clear()

@@ -1,0 +1,104 @@
+"""A recorded iteration of training as a file: what any budget could make of it, without the model at hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from penstock.planning.fields import Fields, as_nbytes, as_seconds, parse_object
+from penstock.planning.swap_problem import Absence, Link, SwapProblem
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SwapRecord:
+    """An iteration, and what it takes beside its storages.
+
+    Attributes:
+        problem: whose limit is its own peak.
+        names: what each segment begins with, for people.
+        overhead_nbytes: what an iteration takes beside its storages; None where that was not measured yet.
+    """
+
+    problem: SwapProblem
+    names: tuple[str, ...]
+    overhead_nbytes: int | None
+
+    def within(self, budget_nbytes: int) -> SwapProblem:
+        """What there is to decide within a budget, of which some is kept free."""
+        return replace(self.problem, limit_nbytes=budget_nbytes - kept_free(budget_nbytes, self.overhead_nbytes))
+
+    def budget_nbytes(self, limit_nbytes: int) -> int:
+        """The smallest budget that leaves so much for storages."""
+        if self.overhead_nbytes is not None:
+            return limit_nbytes + self.overhead_nbytes
+        return limit_nbytes + -(-limit_nbytes // (FIRST_OVERHEAD - 1))
+
+    def to_json(self) -> str:
+        """This record as JSON text."""
+        problem = self.problem
+        return json.dumps(
+            {
+                "version": RECORD_VERSION,
+                "seconds": problem.seconds.tolist(),
+                "load_nbytes": problem.load_nbytes.tolist(),
+                "absences": [asdict(absence) for absence in problem.absences],
+                "out": asdict(problem.out),
+                "back": asdict(problem.back),
+                "names": list(self.names),
+                "overhead_nbytes": self.overhead_nbytes,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SwapRecord:
+        """The record that `to_json` wrote.
+
+        Raises:
+            PlanError: the text is no such record; says what is wrong.
+        """
+        found = parse_object(text, "record of an iteration")
+        found.integer("version", RECORD_VERSION, RECORD_VERSION)
+        load = np.array(found.items("load_nbytes", as_nbytes), dtype=np.int64)
+        problem = SwapProblem(
+            seconds=np.array(found.items("seconds", as_seconds), dtype=np.float64),
+            load_nbytes=load,
+            absences=found.items("absences", _read_absence),
+            out=_read_link(found.record("out")),
+            back=_read_link(found.record("back")),
+            limit_nbytes=int(load.max(initial=1)),
+        )
+        names = found.items("names", lambda value, path: str(value))
+        overhead_nbytes = found.optional_integer("overhead_nbytes", 0)
+        found.finish()
+        return cls(problem, names, overhead_nbytes)
+
+
+FIRST_OVERHEAD = 12
+"""One part in so many of the budget is for what is beside storages, until an iteration within it was measured."""
+
+
+def kept_free(budget_nbytes: int, overhead_nbytes: int | None) -> int:
+    """What of a budget is for what an iteration takes beside its storages; None: not measured yet."""
+    return overhead_nbytes if overhead_nbytes is not None else -(-budget_nbytes // FIRST_OVERHEAD)
+
+
+def _read_absence(value: object, path: str) -> Absence:
+    found = Fields(value, path)
+    absence = Absence(
+        storage=found.integer("storage", 0),
+        nbytes=found.integer("nbytes", 1),
+        leaves=found.integer("leaves", 0),
+        returns=found.integer("returns", 1),
+    )
+    found.finish()
+    return absence
+
+
+def _read_link(found: Fields) -> Link:
+    link = Link(found.seconds("fixed_seconds"), found.seconds("bytes_per_second"))
+    found.finish()
+    return link
