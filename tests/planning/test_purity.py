@@ -24,6 +24,7 @@ ALLOWED_OUTSIDE = {
     "random",
     "statistics",
     "time",
+    "types",
     "typing",
 }
 
