@@ -1,15 +1,16 @@
 """Training within budgets: memory, time and bits against plain PyTorch, side by side.
 
 Every arm is a process in a memory cgroup of its own, over the baseline of a started interpreter that has trained
-something tiny. Arms train by turns, one iteration each; a budget is a part of what plain training was measured to take
-at most.
+something tiny. All arms of a model train by turns, one iteration each. A budget is a part of what plain training was
+measured to take at most; or all that a rival takes, which has no budget of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from benchmarks.arm import ArmError, Child
 from benchmarks.run import say
 from benchmarks.training_models import TRAINED, Trained, find
 from penstock.cgroup import MemoryGroup, memory_group
+from penstock.training.links import measure_links
 from penstock.training.pool import library
 
 LEAD_STEPS, COMPARED_STEPS = 9, 20
@@ -40,56 +42,121 @@ def _where(group: MemoryGroup) -> dict[str, Any]:
     return {"path": str(group.path), "version": group.version}
 
 
-def _measure(trained: Trained, percent: float, rounds: int, scores: str) -> dict[str, Any]:
-    """One budget: plain and swapped training by turns."""
-    with _arm(trained, "plain", budget_nbytes=0, scores=scores) as plain:
-        lead = plain.ask("steps", count=LEAD_STEPS)
-        losses = {"plain": lead["losses"], "autoswap": []}
-        peak_nbytes = plain.ask("steps", count=1)
-        losses["plain"] += peak_nbytes["losses"]
-        budget_nbytes = int(peak_nbytes["peak_nbytes"] * percent / 100)
-        cell: dict[str, Any] = {
-            "model": trained.name,
-            "title": trained.title,
-            "rows": trained.rows,
-            "budget_percent": percent,
-            "budget_nbytes": budget_nbytes,
-            "scores": scores,
-            "status": "ok",
-        }
+@dataclass
+class Trainee:
+    """One arm, and what it answered.
+
+    Attributes:
+        against: whose memory its budget is a part of; its own name for those that have none.
+        percent: of that.
+        failure: why it is not measured.
+    """
+
+    name: str
+    against: str
+    percent: float
+    budget_nbytes: int = 0
+    child: Child | None = None
+    failure: ArmError | None = None
+    losses: list[float] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    digest: str = ""
+
+    def train(self, count: int, *, is_measured: bool = False) -> dict[str, Any] | None:
+        """So many iterations; None once it has failed."""
+        if self.child is None or self.failure is not None:
+            return None
         try:
-            with _arm(trained, "autoswap", budget_nbytes=budget_nbytes, scores=scores) as swapped:
-                losses["autoswap"] += swapped.ask("steps", count=LEAD_STEPS + 1)["losses"]
-                arms, answers = {"plain": plain, "autoswap": swapped}, {"plain": [], "autoswap": []}
-                for _ in range(rounds):
-                    for name, arm in arms.items():
-                        answers[name].append(arm.ask("steps", count=1))
-                        losses[name] += answers[name][-1]["losses"]
-                for name, arm in arms.items():
-                    more = max(COMPARED_STEPS - len(losses[name]), 0)
-                    if more:
-                        losses[name] += arm.ask("steps", count=more)["losses"]
-                digests = {name: arm.ask("digest")["digest"] for name, arm in arms.items()}
+            answer = self.child.ask("steps", count=count)
         except ArmError as error:
-            return cell | {"status": error.status, "reason": error.reason, "needed_nbytes": error.needed_nbytes}
-        for name in arms:
-            cell[f"{name}_seconds"] = [answer["seconds"][0] for answer in answers[name]]
-            cell[f"{name}_peak_nbytes"] = max(answer["peak_nbytes"] for answer in answers[name])
-        last = answers["autoswap"][-1]
-        ratios = [s / p for s, p in zip(cell["autoswap_seconds"], cell["plain_seconds"], strict=True)]
-        return cell | {
-            "overhead": statistics.median(ratios) - 1,
-            "saved": 1 - cell["autoswap_peak_nbytes"] / cell["plain_peak_nbytes"],
-            "is_identical": losses["plain"] == losses["autoswap"] and len(set(digests.values())) == 1,
-            "compared_steps": len(losses["plain"]),
-            "planned": last.get("planned"),
-            "stats": last.get("stats"),
-            "pool": last.get("pool"),
-        }
+            self.failure = error
+            return None
+        self.losses += answer["losses"]
+        if is_measured:
+            self.answers.append(answer)
+        return answer
+
+    def finish(self) -> None:
+        """The rest of the iterations after which bits are compared."""
+        self.train(max(COMPARED_STEPS - len(self.losses), 0))
+        if self.child is not None and self.failure is None:
+            self.digest = self.child.ask("digest")["digest"]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each iteration that counts."""
+        return [answer["seconds"][0] for answer in self.answers]
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most that such an iteration took."""
+        return max(answer["peak_nbytes"] for answer in self.answers)
+
+
+def _measure(trained: Trained, budgets: Sequence[tuple[str, float]], rounds: int) -> list[dict[str, Any]]:
+    """One model: all its arms by turns."""
+    with contextlib.ExitStack() as stack:
+        references = {name: Trainee(name, name, 100) for name in dict.fromkeys(["plain", *(n for n, _ in budgets)])}
+        for reference in references.values():
+            _start(stack, trained, reference)
+            reference.train(LEAD_STEPS)
+        trainees = []
+        for name, percent in budgets:
+            taken = references[name].train(1)
+            if taken is not None:
+                trainees.append(Trainee("autoswap", name, percent, int(taken["peak_nbytes"] * percent / 100)))
+                _start(stack, trained, trainees[-1])
+                trainees[-1].train(LEAD_STEPS + 1)
+        everyone = [*references.values(), *trainees]
+        for _ in range(rounds):
+            for trainee in everyone:
+                trainee.train(1, is_measured=True)
+        for trainee in everyone:
+            trainee.finish()
+        return [_cell(trained, trainee, references) for trainee in trainees]
+
+
+def _start(stack: contextlib.ExitStack, trained: Trained, trainee: Trainee) -> None:
+    try:
+        trainee.child = stack.enter_context(_arm(trained, trainee.name, budget_nbytes=trainee.budget_nbytes))
+    except ArmError as error:
+        trainee.failure = error
+
+
+def _cell(trained: Trained, trainee: Trainee, references: dict[str, Trainee]) -> dict[str, Any]:
+    cell: dict[str, Any] = {
+        "model": trained.name,
+        "title": trained.title,
+        "rows": trained.rows,
+        "against": trainee.against,
+        "budget_percent": trainee.percent,
+        "budget_nbytes": trainee.budget_nbytes,
+        "status": "ok",
+    }
+    reference = references[trainee.against]
+    failure = trainee.failure or reference.failure
+    if failure is not None:
+        return cell | {"status": failure.status, "reason": failure.reason, "needed_nbytes": failure.needed_nbytes}
+    last = trainee.answers[-1]
+    ratios = [own / other for own, other in zip(trainee.seconds, reference.seconds, strict=True)]
+    return cell | {
+        "reference_seconds": reference.seconds,
+        "reference_peak_nbytes": reference.peak_nbytes,
+        "autoswap_seconds": trainee.seconds,
+        "autoswap_peak_nbytes": trainee.peak_nbytes,
+        "overhead": statistics.median(ratios) - 1,
+        "saved": 1 - trainee.peak_nbytes / reference.peak_nbytes,
+        "is_identical": trainee.losses == references["plain"].losses[: len(trainee.losses)]
+        and trainee.digest == references["plain"].digest,
+        "compared_steps": len(trainee.losses),
+        "planned": last.get("planned"),
+        "stats": last.get("stats"),
+        "pool": last.get("pool"),
+    }
 
 
 def _told(cell: dict[str, Any]) -> str:
-    head = f"{cell['title']}, {cell['budget_percent']:g} %: "
+    head = f"{cell['title']}, {cell['budget_percent']:g} % of {cell['against']}: "
     if cell["status"] != "ok":
         return head + f"{cell['status']}, {cell['reason']}"
     return head + (
@@ -100,21 +167,23 @@ def _told(cell: dict[str, Any]) -> str:
 
 def main(
     models: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(t.name for t in TRAINED),
-    budgets: Annotated[str, typer.Option(help="Percents of plain training's peak.")] = "85,75,65,55,45",
-    scores: Annotated[str, typer.Option(help="Names, separated by commas.")] = "best",
+    budgets: Annotated[str, typer.Option(help="Percents of plain training's peak.")] = "100,70,60",
+    rivals: Annotated[str, typer.Option(help="Of saving and checkpoint, separated by commas.")] = "saving,checkpoint",
     rounds: Annotated[int, typer.Option(help="Iterations of each arm that count.")] = 7,
     out: Annotated[Path, typer.Option(help="Where the results go.")] = _DEFAULT_OUT,
 ) -> None:
     """Measure training within budgets."""
-    found = results.envelope("training", {"budgets": budgets, "scores": scores, "repeats": rounds})
+    found = results.envelope("training", {"budgets": budgets, "rivals": rivals, "repeats": rounds})
+    wanted = [("plain", float(percent)) for percent in budgets.split(",") if percent]
+    wanted += [(rival, 100.0) for rival in rivals.split(",") if rival]
     cells: list[dict[str, Any]] = []
     for name in models.split(","):
-        for percent in map(float, budgets.split(",")):
-            for score in scores.split(","):
-                cell = _measure(find(name), percent, rounds, score)
-                say(_told(cell))
-                cells.append(cell)
-                results.write(out, found | {"cells": cells})
+        out_link, back_link = measure_links(None)
+        rates = {"out_bytes_per_second": out_link.bytes_per_second, "back_bytes_per_second": back_link.bytes_per_second}
+        for cell in _measure(find(name), wanted, rounds):
+            say(_told(cell))
+            cells.append(cell | rates)
+        results.write(out, found | {"cells": cells})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import nn
 import penstock
 from benchmarks.serving import Verbs, serve
 from benchmarks.training_models import Trained, find
+from benchmarks.training_rivals import Saving, checkpointed
 from penstock.cgroup import MemoryGroup
 from penstock.footprint import return_free_memory
 
@@ -26,7 +27,7 @@ from penstock.footprint import return_free_memory
 class Arm:
     """A model that is trained in one way, a few steps at a time."""
 
-    def __init__(self, trained: Trained, way: str, *, budget_nbytes: int, scores: str, group: dict[str, Any]) -> None:
+    def __init__(self, trained: Trained, way: str, *, budget_nbytes: int, group: dict[str, Any]) -> None:
         self._trained = trained
         _warm_up(way)
         trained.make()  # for what its library imports
@@ -39,8 +40,14 @@ class Arm:
         self._chance = torch.Generator().manual_seed(1)
         self._stack = contextlib.ExitStack()
         self._swap: penstock.AutoSwap | None = None
-        if way == "autoswap":
-            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes, scores=scores)
+        self._saving: Saving | None = None
+        if way == "saving":
+            self._saving = Saving(self._model)
+            self._stack.enter_context(self._saving.hooks())
+        elif way == "checkpoint":
+            checkpointed(self._model)
+        elif way == "autoswap":
+            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes)
             self._swap = self._stack.enter_context(block)
 
     def steps(self, count: int) -> dict[str, Any]:
@@ -49,6 +56,8 @@ class Arm:
         seconds, losses = [], []
         for _ in range(count):
             x, labels = self._trained.batch(self._trained.rows, self._chance)
+            if self._saving is not None:
+                self._saving.begin()
             began = perf_counter()
             self._optimizer.zero_grad()
             loss = self._trained.loss(self._model, x, labels)

@@ -132,6 +132,17 @@ def test_lifetimes_are_read_from_the_last_iteration_but_one() -> None:
     assert found.marks.tolist() == [0, 5, 8]
     assert found.first_allocations == [0, 2]
     assert found.segment_peaks().tolist() == [4096 + 8192 + 12288, 8192 + 12288]
+    assert found.again_nbytes == 0
+
+
+def test_what_lives_until_the_next_one_is_there_lies_in_memory_twice() -> None:
+    entries = [(MARKED, 0), (ALLOCATED, 4096)]
+    for number in range(1, 4):
+        entries += [(MARKED, number), (ALLOCATED, 4096), (RELEASED, number - 1)]
+    found = read_lifetimes(np.array(entries, dtype=np.int64), 1, 4)
+    assert found is not None
+    assert found.lower.tolist() == found.upper.tolist()  # no place of its own
+    assert found.again_nbytes == 4096
 
 
 def test_iterations_that_are_not_alike_to_the_allocator_are_none() -> None:

@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("places", [cnmem_places, caching_places])
 def lifetimes(*blocks: tuple[float, int, int], period: int = 100) -> Lifetimes:
     """Of blocks with bytes, first moment and the one after the last."""
     nbytes, lower, upper = np.array(blocks, dtype=np.int64).reshape(-1, 3).T
-    return Lifetimes(nbytes, lower, upper, np.array([0, period], dtype=np.int64), period, 0)
+    return Lifetimes(nbytes, lower, upper, np.array([0, period], dtype=np.int64), period, 0, 0)
 
 
 def addresses(places: Iterator[Placed]) -> list[int]:

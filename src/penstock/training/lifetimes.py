@@ -24,6 +24,8 @@ class Lifetimes:
         marks: (segments + 1,) when each segment begins, and the iteration ends.
         period: the clock's length.
         first_ordinal: which recorded allocation the first is, of the iteration after it.
+        again_nbytes: of blocks that live for longer than an iteration, such as a batch that lives until the next one
+            is there: what lies beside them of their like, at the worst moment.
     """
 
     nbytes: Ints
@@ -32,6 +34,7 @@ class Lifetimes:
     marks: Ints
     period: int
     first_ordinal: int
+    again_nbytes: int
 
     @property
     def first_allocations(self) -> list[int]:
@@ -79,9 +82,11 @@ def read_lifetimes(entries: Ints, segments: int, events: int) -> Lifetimes | Non
     lower = allocated[ordinals.start : ordinals.stop] - first
     upper = np.array([released.get(ordinal, -1) - first for ordinal in ordinals], dtype=np.int64).reshape(-1)
     lives_on = (upper < 0) | (upper - lower > period)
+    more = np.where(upper < 0, 0, (upper - lower) // period)
+    again_nbytes = int((more * sizes[ordinals.start : ordinals.stop]).sum())
     upper = np.where(lives_on, lower, upper)
     marks = np.array([at[events - 2 * segments + i] - first for i in range(segments + 1)], dtype=np.int64)
-    return Lifetimes(sizes[ordinals.start : ordinals.stop], lower, upper, marks, period, ordinals.stop)
+    return Lifetimes(sizes[ordinals.start : ordinals.stop], lower, upper, marks, period, ordinals.stop, again_nbytes)
 
 
 @dataclass(frozen=True, eq=False)

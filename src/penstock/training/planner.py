@@ -62,7 +62,8 @@ class Planner:
             self.lifetimes = read_lifetimes(pool.recorded(), len(iteration.events), timing.marked)
         self._allocations = timing.allocations
         if self.lifetimes is not None:
-            peaks = self.lifetimes.segment_peaks() + iteration.lasting_nbytes
+            outside_nbytes = iteration.lasting_nbytes + self.lifetimes.again_nbytes
+            peaks = self.lifetimes.segment_peaks() + outside_nbytes
             iteration = replace(iteration, peak_nbytes=tuple(int(peak) for peak in peaks))
             self.overhead_nbytes = kept_free(budget.nbytes, None)
         else:
