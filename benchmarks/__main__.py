@@ -17,6 +17,7 @@ STEPS = (
     "strategies",
     "placement",
     "training",
+    "training_plans",
     "report",
 )
 

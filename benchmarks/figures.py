@@ -9,7 +9,9 @@ from typing import Any
 from benchmarks.markdown import Results
 from benchmarks.tables import WARM_TARGET
 
-WARM_RATIO, PREDICTION = "warm-ratio", "prediction"
+WARM_RATIO, PREDICTION, TRAINING = "warm-ratio", "prediction", "training"
+PAPERS_CURVE = ((30.5, 0.0), (32.1, 0.1), (38.2, 2.7), (46.0, 7.4), (56.8, 13.3))
+"""Zhang et al., arXiv 1903.06631: percent less memory, percent longer."""
 TOLERANCE_PERCENT = 10
 
 
@@ -54,6 +56,24 @@ def draw_prediction(results: Results, folder: Path) -> list[Path]:
     return _end(PREDICTION, picture, axes, folder)
 
 
+def draw_training(results: Results, folder: Path) -> list[Path]:
+    """Writes the predicted overhead of an iteration by what it is to take less, ours for each model and the paper's.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    picture, axes = _begin(TRAINING, (7, 3.6))
+    for cell in results["cells"]:
+        points = [(100 * p["saving"], 100 * p["overheads"]["best"]) for p in cell["curve"] if p["overheads"]]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=cell["title"])
+    axes.plot(*zip(*PAPERS_CURVE, strict=True), color="black", linestyle="--", marker="x", label="paper, VGG on a GPU")
+    axes.set_xlabel("storages of an iteration, % less at the peak")
+    axes.set_ylabel("predicted, % longer")
+    axes.set_ylim(bottom=-1)
+    return _end(TRAINING, picture, axes, folder)
+
+
 def _begin(name: str, inches: tuple[float, float]) -> tuple[Any, Any]:
     import matplotlib as mpl
 
@@ -78,5 +98,9 @@ def _end(name: str, picture: Any, axes: Any, folder: Path) -> list[Path]:
     return files
 
 
-FIGURES: dict[str, Callable[[Results, Path], list[Path]]] = {"run": draw_warm_ratio, "prediction": draw_prediction}
+FIGURES: dict[str, Callable[[Results, Path], list[Path]]] = {
+    "run": draw_warm_ratio,
+    "prediction": draw_prediction,
+    "training_plans": draw_training,
+}
 """What is drawn of which results file."""

@@ -9,7 +9,7 @@ from benchmarks.markdown import Cell, Results, median_of, mib, ms, provenance, t
 from benchmarks.placement_tables import placement_table
 from benchmarks.planning_tables import layering_table, planning_table, prediction_table
 from benchmarks.strategy_tables import claims_table, strategies_table
-from benchmarks.training_tables import training_table
+from benchmarks.training_tables import pools_table, rivals_in_training_table, scores_table, training_table
 
 WARM_TARGET, OVERHEAD_TARGET, COLD_TARGET = 1.05, 1.01, 1.15
 RIVAL_TITLES = {
@@ -186,5 +186,8 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "planning": (("planning",), planning_table),
     "placement": (("placement",), placement_table),
     "training": (("training",), training_table),
+    "traininginstead": (("training",), rivals_in_training_table),
+    "pools": (("training_plans",), pools_table),
+    "scores": (("training_plans",), scores_table),
 }
 """The tables by name, in the README's order: which results files each is made of, and how."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from penstock.errors import PlanError
 from penstock.planning import placement_check
 from penstock.planning.placement import Placement, place
 from penstock.planning.placement_beam import Beam, Tuning
-from penstock.planning.placement_buffers import Buffers, checked
+from penstock.planning.placement_buffers import Buffers, Ints, checked
 from penstock.planning.placement_check import check_placement
-from penstock.planning.placement_heuristics import smartpool
+from penstock.planning.placement_heuristics import as_allocated, smartpool
 from penstock.planning.placement_lattice import Lattice
 from penstock.planning.placement_parts import split
 from penstock.planning.placement_search import PartSearch, settled
@@ -92,9 +92,11 @@ def test_few_buffers_are_placed_as_low_as_trying_every_order_places_them(item: B
 
 
 @settings(deadline=None, max_examples=150)
-@given(buffers())
-def test_smartpool_and_what_falls_from_it_are_placements(item: Buffers) -> None:
-    offsets = smartpool(item)
+@given(buffers(), st.sampled_from([smartpool, as_allocated]))
+def test_what_is_placed_at_once_and_what_falls_from_it_are_placements(
+    item: Buffers, heuristic: Callable[[Buffers], Ints]
+) -> None:
+    offsets = heuristic(item)
     check_placement(item.lower, item.upper, item.size, offsets, int((offsets + item.size).max()), item.period)
     fallen = offsets.copy()
     for part in split(item):
@@ -290,6 +292,13 @@ def test_what_makes_no_sense_is_refused(changed: dict[str, Any], named: str) -> 
     given_ = {"lower": np.array([0, 1]), "upper": np.array([2, 3]), "size": np.array([4, 5]), **changed}
     with pytest.raises(PlanError, match=named):
         place(**given_)
+
+
+def test_what_ends_in_the_opposite_order_is_placed_as_it_is_allocated() -> None:
+    item = checked(*arrays((0, 9, 4), (1, 8, 2), (2, 4, 3), (5, 7, 3)))
+    assert as_allocated(item).tolist() == [0, 4, 6, 6]
+    wrapping = checked(*arrays((0, 2, 4), (3, 5, 2)), period=4)  # the second lives on into the next pass
+    assert as_allocated(wrapping).tolist() == [2, 0]
 
 
 def test_smartpool_places_the_largest_first_and_the_others_where_they_fit_best() -> None:

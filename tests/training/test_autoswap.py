@@ -565,6 +565,25 @@ def test_a_plan_that_turns_out_too_large_is_made_anew(monkeypatch: pytest.Monkey
     assert within.plan.peak_nbytes + beside <= BUDGET
 
 
+def test_one_iteration_beyond_the_budget_is_no_reason_to_plan_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one is in which a checkpoint was written."""
+    model, optimizer = make()
+    within = swap(model, optimizer)
+    monkeypatch.setattr(Meter, "taken_nbytes", lambda self: 1 << 40 if within.stats.iterations == 2 else 0)
+    train(model, optimizer, batches(12), within)
+    assert within.stats.iterations >= 5
+
+
+def test_a_block_that_has_ended_leaves_another_one_alone() -> None:
+    model, optimizer = make()
+    first, second = swap(model, optimizer), swap(model, optimizer)
+    train(model, optimizer, batches(2), first)
+    with second:
+        first.__exit__(None, None, None)
+        train(model, optimizer, batches(8))
+        assert second.stats.iterations
+
+
 def test_a_failure_at_the_end_loses_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[torch.Tensor] = []
     model, optimizer = make()

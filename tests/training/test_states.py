@@ -153,3 +153,31 @@ def test_state_that_cannot_be_read_raises_before_any_weight_is_changed(monkeypat
     plain, plainly = make("momentum")
     train(plain, plainly, batches)
     assert same(plain, model)
+
+
+def test_a_second_block_on_the_same_optimizer_has_state_leave_again() -> None:
+    model, optimizer = make("momentum")
+    gone = []
+    blocks = [penstock.autoswap(model, optimizer, budget=BUDGET) for _ in range(2)]
+    for within in blocks:  # which somebody keeps, to look at what they did
+        train(model, optimizer, inputs(8), within)
+        gone.append(away(within))
+    assert gone[0] == gone[1] > 0
+    assert all(not state["momentum_buffer"].is_meta for state in optimizer.state.values())
+
+
+def test_after_a_checkpoint_state_is_away_again_before_the_next_iteration_goes_on() -> None:
+    model, optimizer = make("momentum")
+    batches = inputs(10)
+    with penstock.autoswap(model, optimizer, budget=BUDGET) as within:
+        train(model, optimizer, batches[:8])
+        before = sum(state["momentum_buffer"].is_meta for state in optimizer.state.values())
+        optimizer.state_dict()
+        assert not any(state["momentum_buffer"].is_meta for state in optimizer.state.values())
+        loss = model(batches[8]).square().mean()
+        assert sum(state["momentum_buffer"].is_meta for state in optimizer.state.values()) >= before > 0
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        train(model, optimizer, batches[9:])
+        assert within.stats.departed == 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from penstock.planning.placement_buffers import Buffers, Ints, checked, checked_seconds
 from penstock.planning.placement_check import check_placement
-from penstock.planning.placement_heuristics import smartpool
+from penstock.planning.placement_heuristics import as_allocated, smartpool
 from penstock.planning.placement_parts import split
 from penstock.planning.placement_search import PartSearch, settled
 from penstock.planning.placement_solver import Companion, load_solver
@@ -44,7 +44,9 @@ class Placement:
         return self.height / self.load if self.load else 1.0
 
 
-def place(lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: int | None = None) -> Placement:
+def place(
+    lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: int | None = None, solver: bool = True
+) -> Placement:
     """The lowest placement that is found in about `seconds`, checked; sooner where it is proved that none is lower.
 
     The same question has the same answer where it is settled before the solver joins (after some twenty beams), as most
@@ -58,6 +60,7 @@ def place(lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: i
         period: the moments of one pass, where passes repeat and buffers keep their places: `lower` lies in
             [0, period), and a buffer with `upper` above the period lives in [lower, period) and, of the next pass, in
             [0, upper - period). A lifetime is no longer than the period; one as long meets every buffer.
+        solver: whether OR-Tools may join, if it is installed; it takes some 26 MiB of this process's memory.
 
     Raises:
         PlanError: arguments make no sense; says which.
@@ -66,7 +69,7 @@ def place(lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: i
     deadline = time.monotonic() + checked_seconds(seconds)
     if len(buffers) == 0:
         return Placement(np.zeros(0, dtype=np.int64), 0, 0, True)
-    searches = _search(buffers, deadline)
+    searches = _search(buffers, deadline, solver)
     offsets = np.zeros(len(buffers), dtype=np.int64)
     for search in searches:
         offsets[search.part.indices] = search.offsets * search.part.unit
@@ -77,13 +80,13 @@ def place(lower: Any, upper: Any, size: Any, *, seconds: float = 10.0, period: i
     return Placement(offsets, height, load, highest.is_proved or height == load)
 
 
-def _search(buffers: Buffers, deadline: float) -> list[PartSearch]:
+def _search(buffers: Buffers, deadline: float, solver: bool) -> list[PartSearch]:
     """The parts, each placed as low as the highest needs it: the beams go to whichever is highest."""
-    starts = [smartpool(buffers)]
+    starts = [smartpool(buffers), as_allocated(buffers)]
     searches = []
     for part in split(buffers):
-        offsets = settled(part, starts[0][part.indices] // part.unit)
-        searches.append(PartSearch(part, offsets))
+        settle = (settled(part, start[part.indices] // part.unit) for start in starts)
+        searches.append(PartSearch(part, min(settle, key=part.height)))
     least = max(search.part.least for search in searches)
     companion: Companion | None = None
     beams = 0
@@ -92,7 +95,7 @@ def _search(buffers: Buffers, deadline: float) -> list[PartSearch]:
             highest = max(searches, key=lambda search: search.height)
             if highest.is_proved or highest.height <= least:
                 break
-            if beams == _ALONE and companion is None and (cp_model := load_solver()) is not None:
+            if solver and beams == _ALONE and companion is None and (cp_model := load_solver()) is not None:
                 companion = Companion(cp_model, searches, deadline)
             if companion is not None:
                 companion.exchange()

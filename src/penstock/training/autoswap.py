@@ -93,7 +93,7 @@ class AutoSwap:
         self._hooks = saved_tensors_hooks(self._saved, self._taken)
         self._handles: list[Any] = []
         self._steps = self._corrections = self._planned_at = 0
-        self._has_relearnt = False
+        self._has_relearnt = self._has_asked = self._was_beyond = False
         self._pool: Pool | None = None
         self._outer: tuple[Any, Any] | None = None  # hooks of the user's own, around the block
 
@@ -131,7 +131,9 @@ class AutoSwap:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Undo everything; what graphs of the block still need is brought back to memory."""
+        """Undo everything; what graphs of the block still need is brought back to memory. Once is enough."""
+        if self not in _active:
+            return
         _active.clear()
         try:
             self._end_observing()
@@ -171,6 +173,7 @@ class AutoSwap:
             self._event(Event(SAVED, 0))
             return packed
         if self._swapper is not None:
+            self._begin_if_new(self._swapper)
             return self._swapper.saved(packed)
         if self._observer is not None:
             storage = packed.untyped_storage()
@@ -190,9 +193,19 @@ class AutoSwap:
 
     def _event(self, event: Event) -> None:
         if self._swapper is not None:
+            self._begin_if_new(self._swapper)
             self._swapper.event(event)
         elif self._observer is not None:
             self._observer.event(event)
+
+    def _begin_if_new(self, swapper: Swapper) -> None:
+        """Before the first event of an iteration: what happened since the last one was not the iteration's."""
+        if swapper.is_between:
+            if self._corrections < CORRECTIONS:
+                self._meter.reset()
+            if self._has_asked:
+                self._has_asked = False
+                swapper.leave_idle()
 
     def _step_begins(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._event(Event(STEP_BEGINS, index))
@@ -213,7 +226,6 @@ class AutoSwap:
         if self._swapper is not None:
             if self._corrections < CORRECTIONS:
                 self._correct(self._swapper)
-                self._meter.reset()
         elif self._observer is not None:
             self._steps += 1
             self._observe(self._observer)
@@ -222,6 +234,7 @@ class AutoSwap:
     def _have_states(self) -> None:
         if self._planner is not None:
             self._planner.states.present()
+            self._has_asked = True
 
     def _forget_states(self) -> None:
         if self._planner is not None and self._swapper is not None:
@@ -293,7 +306,9 @@ class AutoSwap:
                 swapper.bring_back()
         finally:
             try:
-                self._have_states()
+                if self._planner is not None:
+                    self._planner.states.present()
+                    self._planner.states.release()
             finally:
                 if self._mover is not None:
                     self._mover.close()
@@ -312,11 +327,12 @@ class AutoSwap:
             self._begin_swapping(planner)
             return
         taken_nbytes = self._meter.taken_nbytes() if followed > 1 else 0  # the first still has what was before
-        if taken_nbytes > self.budget.nbytes:
-            self._corrections += 1
+        was_beyond, self._was_beyond = self._was_beyond, taken_nbytes > self.budget.nbytes
+        if self._was_beyond and was_beyond:  # once may have been an evaluation, or a checkpoint
+            self._corrections, self._was_beyond = self._corrections + 1, False
             planner.correct(taken_nbytes - plan.peak_nbytes)
             self._begin_swapping(planner)
-        elif followed > 2:
+        elif followed > 2 and not self._was_beyond:
             waited = min(swapper.waits[1:], default=0.0) - (plan.predicted_seconds - plan.compute_seconds)
             if waited > LATE * plan.compute_seconds and self._mover is not None and not self._has_relearnt:
                 self._has_relearnt = True

@@ -135,7 +135,7 @@ def plan_pool(
     blocks = np.stack([lower, upper, size], axis=1)[is_placed]
     begins, ends, sizes = np.concatenate([blocks, back]).T
     within = begins % lifetimes.period
-    found = place(within, ends - begins + within, sizes, seconds=seconds, period=lifetimes.period)
+    found = place(within, ends - begins + within, sizes, seconds=seconds, period=lifetimes.period, solver=False)
     offsets = np.full(len(lower), -1, dtype=np.int64)
     count = int(is_placed.sum())
     offsets[is_placed] = found.offsets[:count]

@@ -24,7 +24,7 @@ def own_places(plan: SwapPlan, iteration: Iteration) -> list[Place]:
     stays = [_stays_until(plan, index, iteration) for index in range(len(plan.swaps))]
     lower = np.array([swap.reads_at for swap in plan.swaps]) % plan.segments
     upper = lower + [max(end - swap.reads_at, 1) for swap, end in zip(plan.swaps, stays, strict=True)]
-    found = place(lower, upper, sizes, seconds=1.0, period=plan.segments)
+    found = place(lower, upper, sizes, seconds=1.0, period=plan.segments, solver=False)
     arena, taken = CpuArena(found.height * HUGE_PAGE_NBYTES), bytearray(found.height)
     return [
         Place(arena, int(offset) * HUGE_PAGE_NBYTES, int(size) * HUGE_PAGE_NBYTES, taken)

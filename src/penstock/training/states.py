@@ -115,6 +115,11 @@ class States:
             if number not in leaving:
                 state.present()
 
+    def release(self) -> None:
+        """They are in memory, and stay: hold nothing of them any more."""
+        for state in self._states.values():
+            state.entry = None
+
     def forget(self) -> None:
         """The optimizer has other ones now."""
         self._states.clear()

@@ -108,7 +108,7 @@ class Swapper:
             if index not in self._states:
                 self._offsets[index] = self._mover.file.allot(room_nbytes(swap.nbytes))
         self._all_states.stay({swap.storage for swap in self.plan.swaps})
-        self._leave_idle()
+        self.leave_idle()
 
     # -- what autograd and optimizers tell --
 
@@ -141,7 +141,7 @@ class Swapper:
             self._depart()
             if event == self._events[-1]:
                 self._begin_anew()
-                self._leave_idle()
+                self.leave_idle()
             return False
         segment, self._next = self._next, self._next + 1
         self._time(segment)
@@ -167,6 +167,11 @@ class Swapper:
     def _wait_for_room(self, seconds: float) -> None:
         self._waited += seconds
         self.stats.room_seconds += seconds
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the next event begins an iteration."""
+        return self._next == 0 and not self._departed
 
     def have_states(self, parameters: Iterable[torch.Tensor]) -> None:
         """Have the optimizer's state of these parameters in memory until it leaves by plan.
@@ -225,7 +230,7 @@ class Swapper:
         self._unsettled[index] = entry
         self.stats.swapped_nbytes += self.plan.swaps[index].nbytes
 
-    def _leave_idle(self) -> None:
+    def leave_idle(self) -> None:
         """State that should be away when an iteration begins, and is not, leaves, and is waited for."""
         left = [i for i, swap in enumerate(self.plan.swaps) if i in self._states and swap.returns > self.plan.segments]
         for index in left:
