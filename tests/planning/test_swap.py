@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from penstock.errors import BudgetInfeasibleError, PlanError
 from penstock.planning.swap import METHODS, least_seconds, plan_swaps
 from penstock.planning.swap_check import check_swaps
-from penstock.planning.swap_plan import SwapPlan
+from penstock.planning.swap_plan import Swap, SwapPlan
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
 from penstock.planning.swap_schedule import no_overhead, stick_to_limit
 from penstock.planning.swap_scores import (
@@ -58,7 +59,13 @@ def problems(draw: st.DrawFn) -> SwapProblem:
         absences.append(Absence(index, size, used + 1, used + length))
     seconds = np.array(draw(st.lists(st.integers(0, 5), min_size=length, max_size=length)), dtype=np.float64)
     out, back = (Link(draw(st.sampled_from([0.0, 0.5])), draw(st.sampled_from([5.0, 20.0, 1e3]))) for _ in range(2))
-    made = SwapProblem(seconds, load, tuple(absences), out, back, 1)
+    again = []
+    for absence in absences[:count]:
+        if absence.storage < count and draw(st.booleans()):
+            others = [other.storage for other in absences if other.storage != absence.storage]
+            sources = tuple(draw(st.lists(st.sampled_from(others), max_size=2, unique=True))) if others else ()
+            again.append(replace(absence, recompute_seconds=draw(st.sampled_from([0.0, 0.5, 3.0])), sources=sources))
+    made = SwapProblem(seconds, load, tuple(absences), out, back, 1, tuple(again))
     least = max(made.least_nbytes(), 1)
     return replace(made, limit_nbytes=draw(st.integers(least, max(made.peak_nbytes, least))))
 
@@ -122,6 +129,35 @@ def test_slow_links_are_waited_for_and_the_limit_is_kept() -> None:
     assert plan.bound_seconds <= plan.predicted_seconds
 
 
+def test_where_transfers_would_be_waited_for_what_is_cheap_is_computed_again() -> None:
+    slow = problem(90, out=Link(0.0, 10.0), back=Link(0.0, 10.0))
+    second = slow.absences[1]
+    again = replace(second, recompute_seconds=0.25)
+    plan = plan_swaps(replace(slow, recomputable=(again,)))
+    assert [swap.storage for swap in plan.swaps] == [1]
+    (swap,) = plan.swaps
+    assert swap.recompute_seconds == 0.25
+    assert (swap.leaves, swap.gone_by, swap.reads_at, swap.returns) == (2, 2, 4, 4)
+    assert plan.predicted_seconds == pytest.approx(6.25)
+    assert (plan.swapped_nbytes, plan.recomputed_nbytes) == (0, 50)
+    dear = replace(slow, recomputable=(replace(second, recompute_seconds=99.0),))
+    assert plan_swaps(dear).recomputed_nbytes == 0
+    assert plan_swaps(replace(slow, recomputable=(again,)), scores="doa").recomputed_nbytes == 0
+
+
+def test_what_is_computed_again_has_its_sources_in_memory() -> None:
+    slow = problem(40, out=Link(0.0, 40.0), back=Link(0.0, 40.0))
+    load = np.array([40, 90, 90, 90, 90, 40], dtype=np.int64)
+    source, made = Absence(0, 40, 1, 5), Absence(1, 50, 2, 4)
+    again = replace(made, recompute_seconds=0.0, sources=(0,))
+    both = replace(slow, load_nbytes=load, absences=(source, made), recomputable=(again,), limit_nbytes=50)
+    plan = plan_swaps(both)
+    assert not {(0, None), (1, 0.0)} <= {(swap.storage, swap.recompute_seconds) for swap in plan.swaps}
+    swaps = (Swap(0, 40, 1, 1, 5, 5), Swap(1, 50, 2, 2, 4, 4, 0.0))
+    with pytest.raises(PlanError, match="computed from storage 0, which is away"):
+        check_swaps(both, replace(plan, swaps=swaps))
+
+
 def test_without_overhead_the_limit_may_be_missed() -> None:
     slow = problem(60, out=Link(0.0, 30.0), back=Link(0.0, 30.0))
     plan = plan_swaps(slow, schedule="no-overhead")
@@ -152,12 +188,31 @@ def test_the_best_is_no_slower_than_any_score_and_near_the_best_choice_there_is(
     best = plan_swaps(made, seconds=1.0)
     for scores in SCORES:
         assert best.predicted_seconds <= plan_swaps(made, scores=scores).predicted_seconds + 1e-9
-    choices = itertools.chain.from_iterable(
-        itertools.combinations(made.absences, count) for count in range(len(made.absences) + 1)
+    oracle = min(
+        found.seconds
+        for chosen in choices(made)
+        if (found := stick_to_limit(made, chosen)) is not None and is_allowed(made, chosen)
     )
-    oracle = min(found.seconds for chosen in choices if (found := stick_to_limit(made, chosen)) is not None)
     assert oracle >= least_seconds(made) - 1e-9
     assert best.predicted_seconds <= oracle * 1.25 + 1e-9
+
+
+def choices(made: SwapProblem) -> Iterator[tuple[Absence, ...]]:
+    """Each absence used, or not, or computed again."""
+    again = {absence.storage: absence for absence in made.recomputable}
+    ways = [
+        [None, absence, *([again[absence.storage]] if absence.storage in again else [])] for absence in made.absences
+    ]
+    for chosen in itertools.product(*ways):
+        yield tuple(absence for absence in chosen if absence is not None)
+
+
+def is_allowed(made: SwapProblem, chosen: tuple[Absence, ...]) -> bool:
+    return not any(
+        other.storage in absence.sources and made.covers(other, absence.returns)
+        for absence in chosen
+        for other in chosen
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,6 +234,9 @@ def test_absurd_links_are_refused(link: tuple[float, float]) -> None:
         {"absences": (Absence(0, 40, 5, 3),)},
         {"absences": (Absence(0, 40, 1, 9),)},
         {"absences": (Absence(0, 40, 6, 7),)},
+        {"recomputable": (Absence(0, 40, 1, 5),)},
+        {"recomputable": (Absence(0, 40, 1, 4, 0.5),)},
+        {"recomputable": (Absence(0, 40, 1, 5, -0.5),)},
         {"absences": (Absence(0, 0, 1, 3),)},
     ],
 )

@@ -25,7 +25,8 @@ def test_what_is_written_is_read_again(made: SwapProblem, overhead_nbytes: int |
     after = SwapRecord.from_json(before.to_json())
     assert np.array_equal(after.problem.seconds, made.seconds)
     assert np.array_equal(after.problem.load_nbytes, made.load_nbytes)
-    assert (after.problem.absences, after.problem.out, after.problem.back) == (made.absences, made.out, made.back)
+    assert (after.problem.absences, after.problem.recomputable) == (made.absences, made.recomputable)
+    assert (after.problem.out, after.problem.back) == (made.out, made.back)
     assert (after.names, after.overhead_nbytes) == (before.names, before.overhead_nbytes)
     assert after.problem.limit_nbytes >= made.peak_nbytes
 

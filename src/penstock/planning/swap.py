@@ -20,7 +20,7 @@ from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_problem import Absence, SwapProblem
 from penstock.planning.swap_schedule import Schedule, no_overhead, stick_to_limit
 from penstock.planning.swap_scores import SCORES, excess
-from penstock.planning.swap_search import exchanged, reached, without_needless
+from penstock.planning.swap_search import exchanged, reached, reached_by_both, without_needless
 from penstock.planning.swap_weights import by_best_weights
 
 WEIGHTED = "weighted"
@@ -62,6 +62,9 @@ def plan_swaps(
         chosen[WEIGHTED] = _prefix(problem, found_by)
     if scores == "best":
         chosen["search"] = without_needless(problem, reached(problem))
+        both = reached_by_both(problem) if problem.recomputable and schedule == SCHEDULES[0] else None
+        if both is not None:
+            chosen["recompute"] = without_needless(problem, both)
     found = {name: _scheduled(problem, absences, schedule) for name, absences in chosen.items()}
     method = min(found, key=lambda name: _rank(problem, found[name]))
     best = found[method]
@@ -90,7 +93,8 @@ def least_seconds(problem: SwapProblem) -> float:
     What exceeds the limit during a segment has been written before it, after the first segment at which any of what may
     be away then may leave; and is read after it, before the last segment at which any of it has to be back. If the time
     that computing takes in between is less than the transfers' at full bandwidth, the difference is waited for. Both
-    waits add up where they are at different moments, because one is before the segment and the other after it.
+    waits add up where they are at different moments, because one is before the segment and the other after it. What
+    could be computed again instead counts as if that took no time.
     """
     most = 0.0
     for segment in np.flatnonzero(excess(problem, ())):
@@ -98,7 +102,8 @@ def least_seconds(problem: SwapProblem) -> float:
         covering = [a for a in problem.absences if problem.covers(a, at)]
         if not covering:
             continue
-        nbytes = int(problem.load_nbytes[at]) - problem.limit_nbytes
+        again_nbytes = sum(a.nbytes for a in problem.recomputable if problem.covers(a, at))
+        nbytes = max(int(problem.load_nbytes[at]) - problem.limit_nbytes - again_nbytes, 0)
         since = [(at - a.leaves) % problem.count for a in covering]
         first = at - max(since)
         last = at + max(a.returns - a.leaves - ago for a, ago in zip(covering, since, strict=True))

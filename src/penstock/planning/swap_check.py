@@ -21,13 +21,17 @@ def check_swaps(problem: SwapProblem, plan: SwapPlan, *, keeps_limit: bool = Tru
         PlanError: with the first violation found.
     """
     count = len(problem.seconds)
-    allowed = {(absence.storage, absence.leaves, absence.returns): absence.nbytes for absence in problem.absences}
+    allowed = {
+        (absence.storage, absence.leaves, absence.returns, absence.recompute_seconds): absence
+        for absence in (*problem.absences, *problem.recomputable)
+    }
     if plan.segments != count:
         _refuse(f"it has {plan.segments} segments and the iteration {count}")
     present_nbytes = [int(nbytes) for nbytes in problem.load_nbytes]
     seen: set[tuple[int, int]] = set()
     for index, swap in enumerate(plan.swaps):
-        if allowed.get((swap.storage, swap.leaves, swap.returns)) != swap.nbytes:
+        absence = allowed.get((swap.storage, swap.leaves, swap.returns, swap.recompute_seconds))
+        if absence is None or absence.nbytes != swap.nbytes:
             _refuse(f"swaps[{index}] is {swap}, and no storage of the iteration is unused then")
         if not swap.leaves <= swap.gone_by <= swap.reads_at <= swap.returns or swap.leaves == swap.reads_at:
             _refuse(
@@ -39,6 +43,12 @@ def check_swaps(problem: SwapProblem, plan: SwapPlan, *, keeps_limit: bool = Tru
         if index and swap.leaves < plan.swaps[index - 1].leaves:
             _refuse(f"swaps[{index}] leaves before the one that is written before it")
         seen.add((swap.storage, swap.leaves))
+        if swap.recompute_seconds is not None and swap.reads_at != swap.returns:
+            _refuse(f"swaps[{index}] is computed again before it is used")
+        for other in plan.swaps:
+            is_away = (swap.returns - other.leaves) % count < other.returns - other.leaves
+            if other.storage in absence.sources and is_away:
+                _refuse(f"swaps[{index}] is computed from storage {other.storage}, which is away then")
         for segment in range(swap.gone_by, swap.reads_at):
             present_nbytes[segment % count] -= swap.nbytes
     if keeps_limit:

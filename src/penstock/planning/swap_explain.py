@@ -13,7 +13,11 @@ def explain_swaps(plan: SwapPlan, overhead_nbytes: int) -> str:
         plan: what is followed.
         overhead_nbytes: what an iteration takes beside its storages.
     """
-    leave = f"{len(plan.swaps)} storages of together {format_size(plan.swapped_nbytes)} leave memory"
+    moved = [swap for swap in plan.swaps if swap.recompute_seconds is None]
+    leave = f"{len(moved)} storages of together {format_size(plan.swapped_nbytes)} leave memory"
+    if len(moved) < len(plan.swaps):
+        again = len(plan.swaps) - len(moved)
+        leave += f", and {again} of {format_size(plan.recomputed_nbytes)} are computed again,"
     peak = f"{format_size(plan.full_peak_nbytes)}, with them away {format_size(plan.peak_nbytes)}"
     seconds = f"{plan.compute_seconds:.3f} s, predicted {plan.predicted_seconds:.3f} s ({plan.overhead:+.1%})"
     return "\n".join(

@@ -22,6 +22,8 @@ class Swap:
             nothing waits.
         reads_at: reading it begins at the start of this segment, and with that it is in memory again.
         returns: it is used again in this segment, which waits for it.
+        recompute_seconds: what computing it again for that takes; None: it is written and read. What is computed again
+            is gone at once, and is there again when it is used.
     """
 
     storage: int
@@ -30,6 +32,7 @@ class Swap:
     gone_by: int
     reads_at: int
     returns: int
+    recompute_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,12 @@ class SwapPlan:
     @property
     def swapped_nbytes(self) -> int:
         """Bytes written, and read again, in each iteration."""
-        return sum(swap.nbytes for swap in self.swaps)
+        return sum(swap.nbytes for swap in self.swaps if swap.recompute_seconds is None)
+
+    @property
+    def recomputed_nbytes(self) -> int:
+        """Bytes computed again in each iteration."""
+        return sum(swap.nbytes for swap in self.swaps) - self.swapped_nbytes
 
     @property
     def overhead(self) -> float:
@@ -107,6 +115,7 @@ def _read_swap(value: object, path: str) -> Swap:
         gone_by=found.integer("gone_by", 0),
         reads_at=found.integer("reads_at", 0),
         returns=found.integer("returns", 0),
+        recompute_seconds=found.optional("recompute_seconds", Fields.seconds),
     )
     found.finish()
     return swap

@@ -50,12 +50,17 @@ class Absence:
         leaves: the first segment that does not use it: from its start on it may be written.
         returns: the next segment that uses it: it must be back at its start. Beyond the last one it is the next
             iteration's.
+        recompute_seconds: what it takes to compute it again before `returns`, instead of writing and reading it; None:
+            it is written and read.
+        sources: storages from which it is computed, which have to be in memory then.
     """
 
     storage: int
     nbytes: int
     leaves: int
     returns: int
+    recompute_seconds: float | None = None
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,7 @@ class SwapProblem:
         seconds: (n,) how long each segment computes.
         load_nbytes: (n,) the most bytes that are live at one moment of each segment while nothing is away.
         absences: what may be away; those of one storage do not overlap. None takes longer than an iteration.
+        recomputable: those of them that could be computed again, each beside the one that is written and read.
         out, back: the links.
         limit_nbytes: what may be in memory at any moment.
     """
@@ -76,6 +82,7 @@ class SwapProblem:
     out: Link
     back: Link
     limit_nbytes: int
+    recomputable: tuple[Absence, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises PlanError: the numbers make no sense; says which."""
@@ -90,6 +97,11 @@ class SwapProblem:
             is_sound = 0 <= absence.leaves < count and absence.leaves < absence.returns <= absence.leaves + count
             if not is_sound or absence.nbytes <= 0:
                 raise PlanError(f"absences[{index}] is {absence}, in an iteration of {count} segments")
+        moved = {(absence.storage, absence.leaves, absence.returns) for absence in self.absences}
+        for index, absence in enumerate(self.recomputable):
+            known = (absence.storage, absence.leaves, absence.returns) in moved
+            if not known or absence.recompute_seconds is None or absence.recompute_seconds < 0:
+                raise PlanError(f"recomputable[{index}] is {absence}, which is none of the absences computed again")
 
     @cached_property
     def starts(self) -> Floats:
@@ -161,5 +173,7 @@ class SwapProblem:
 
     def hidden_seconds(self, absence: Absence) -> float:
         """How much longer the absence is than writing and reading it take: below zero, something waits for it."""
+        if absence.recompute_seconds is not None:
+            return -absence.recompute_seconds
         away_seconds = self.start(absence.returns) - self.start(absence.leaves)
         return away_seconds - self.out.seconds(absence.nbytes) - self.back.seconds(absence.nbytes)

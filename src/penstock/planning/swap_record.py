@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from penstock.planning.fields import Fields, as_nbytes, as_seconds, parse_object
+from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, parse_object
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
 
 RECORD_VERSION = 1
@@ -46,6 +46,7 @@ class SwapRecord:
                 "seconds": problem.seconds.tolist(),
                 "load_nbytes": problem.load_nbytes.tolist(),
                 "absences": [asdict(absence) for absence in problem.absences],
+                "recomputable": [asdict(absence) for absence in problem.recomputable],
                 "out": asdict(problem.out),
                 "back": asdict(problem.back),
                 "names": list(self.names),
@@ -70,6 +71,7 @@ class SwapRecord:
             out=_read_link(found.record("out")),
             back=_read_link(found.record("back")),
             limit_nbytes=int(load.max(initial=1)),
+            recomputable=found.items("recomputable", _read_absence),
         )
         names = found.items("names", lambda value, path: str(value))
         overhead_nbytes = found.optional_integer("overhead_nbytes", 0)
@@ -93,6 +95,8 @@ def _read_absence(value: object, path: str) -> Absence:
         nbytes=found.integer("nbytes", 1),
         leaves=found.integer("leaves", 0),
         returns=found.integer("returns", 1),
+        recompute_seconds=found.optional("recompute_seconds", Fields.seconds),
+        sources=found.items("sources", lambda item, at: as_integer(item, at, 0)),
     )
     found.finish()
     return absence

@@ -91,17 +91,21 @@ def _in_order(chosen: Iterable[Absence]) -> list[Absence]:
 def _swaps(problem: SwapProblem, order: Sequence[Absence], reads: Sequence[int]) -> tuple[Swap, ...]:
     """Those that are ever away, with what has to be written when so that there is room."""
     away = [i for i, absence in enumerate(order) if reads[i] > absence.leaves]
-    gone_by = {i: reads[i] for i in away}
+    gone_by = {i: reads[i] if order[i].recompute_seconds is None else order[i].leaves for i in away}
     for segment in np.flatnonzero(problem.load_nbytes > problem.limit_nbytes):
         lacking = int(problem.load_nbytes[segment]) - problem.limit_nbytes
         left = {i: at for i in away if (at := _at(problem, order[i], int(segment))) < reads[i]}
-        for index in sorted(left, key=lambda i: order[i].leaves - left[i]):  # the one that left first is written first
+        lacking -= sum(order[i].nbytes for i in left if order[i].recompute_seconds is not None)
+        moved = [i for i in left if order[i].recompute_seconds is None]
+        for index in sorted(moved, key=lambda i: order[i].leaves - left[i]):  # the one that left first is written first
             if lacking <= 0:
                 break
             lacking -= order[index].nbytes
             gone_by[index] = min(gone_by[index], left[index])
     return tuple(
-        Swap(order[i].storage, order[i].nbytes, order[i].leaves, gone_by[i], reads[i], order[i].returns) for i in away
+        Swap(a.storage, a.nbytes, a.leaves, gone_by[i], reads[i], a.returns, a.recompute_seconds)
+        for i in away
+        for a in (order[i],)
     )
 
 
@@ -114,6 +118,9 @@ def _latest_reads(problem: SwapProblem, order: Sequence[Absence]) -> list[int]:
     for _ in range(2):  # the first time finds what those of the next iteration need
         for index in by_return:
             absence, returns = order[index], order[index].returns % count
+            if absence.recompute_seconds is not None:
+                reads[index] = absence.returns
+                continue
             free = min(problem.start(returns), free) - problem.back.seconds(absence.nbytes)
             segment = problem.segment_at(free) + absence.returns - returns
             reads[index] = min(max(segment, absence.leaves), absence.returns)
@@ -126,9 +133,11 @@ def gone_in_time(problem: SwapProblem, plan: SwapPlan) -> SwapPlan:
 
     Where no room is needed the plan waits for nothing; places planned beforehand need to know.
     """
-    written = problem.written_seconds([(swap.leaves, swap.nbytes) for swap in plan.swaps])
+    moved = [swap for swap in plan.swaps if swap.recompute_seconds is None]
+    written = dict(zip(moved, problem.written_seconds([(swap.leaves, swap.nbytes) for swap in moved]), strict=True))
     swaps = []
-    for swap, seconds in zip(plan.swaps, written, strict=True):
+    for swap in plan.swaps:
+        seconds = written.get(swap, problem.start(swap.leaves))
         expected = max(_first_after(problem, seconds) + SLACK, swap.leaves + 1)
         swaps.append(replace(swap, gone_by=min(swap.gone_by, expected)))
     return replace(plan, swaps=tuple(swaps))

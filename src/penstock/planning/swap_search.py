@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,8 +13,22 @@ from penstock.planning.swap_scores import excess
 
 
 def reached(problem: SwapProblem) -> tuple[Absence, ...]:
-    """Absences that bring every segment within the limit, as far as any can."""
+    """Absences that bring every segment within the limit, as far as any can, by transfers alone."""
     return _filled(problem, [], list(problem.absences))[0]
+
+
+def reached_by_both(problem: SwapProblem) -> tuple[Absence, ...] | None:
+    """The same, with some computed again where transfers would be waited for; None if that is not within the limit."""
+    found, is_within = _filled(problem, [], [*problem.absences, *problem.recomputable])
+    return found if is_within else None
+
+
+def _go_together(problem: SwapProblem, one: Absence, other: Absence) -> bool:
+    """Whether both can be away: what is computed again needs its sources, and nothing leaves in two ways."""
+    if one.storage == other.storage:
+        return one.leaves != other.leaves
+    needs = one.storage in other.sources and problem.covers(one, other.returns)
+    return not (needs or (other.storage in one.sources and problem.covers(other, one.returns)))
 
 
 def _filled(problem: SwapProblem, kept: list[Absence], left: list[Absence]) -> tuple[tuple[Absence, ...], bool]:
@@ -32,8 +46,8 @@ def _filled(problem: SwapProblem, kept: list[Absence], left: list[Absence]) -> t
         if not covering:
             return tuple(kept), False
         taken = max(covering, key=lambda absence: _worth(problem, absence, above))
-        left.remove(taken)
         kept.append(taken)
+        left = [absence for absence in left if absence is not taken and _go_together(problem, absence, taken)]
 
 
 def _worth(problem: SwapProblem, absence: Absence, above: Floats) -> tuple[bool, float]:
@@ -62,11 +76,25 @@ def exchanged(problem: SwapProblem, chosen: Sequence[Absence], deadline: float) 
         for given_up in sorted(best, key=problem.hidden_seconds):
             if time.monotonic() > deadline:
                 return schedule
-            kept = [absence for absence in best if absence is not given_up]
-            taken = set(best)
-            other, is_within = _filled(problem, kept, [a for a in problem.absences if a not in taken])
-            found = stick_to_limit(problem, other) if is_within else None
-            if found is not None and found.seconds < schedule.seconds * (1 - 1e-9):
-                best, schedule, is_better = other, found, True
+            for other in _instead(problem, best, given_up):
+                found = stick_to_limit(problem, other)
+                if found is not None and found.seconds < schedule.seconds * (1 - 1e-9):
+                    best, schedule, is_better = other, found, True
+                    break
+            if is_better:
                 break
     return schedule
+
+
+def _instead(problem: SwapProblem, chosen: Sequence[Absence], given_up: Absence) -> Iterator[tuple[Absence, ...]]:
+    """Choices without one absence: with others for it, or the same storage computed again."""
+    kept = [absence for absence in chosen if absence is not given_up]
+    taken = set(chosen)
+    everything = (a for a in (*problem.absences, *problem.recomputable) if a not in taken)
+    left = [a for a in everything if all(_go_together(problem, a, other) for other in kept)]
+    other, is_within = _filled(problem, list(kept), left)
+    if is_within:
+        yield other
+    for again in left:
+        if (again.storage, again.leaves) == (given_up.storage, given_up.leaves):
+            yield (*kept, again)

@@ -17,7 +17,7 @@ class SimulatedSwaps:
     """An iteration after one that was like it. Its begin is second zero.
 
     Attributes:
-        segments: when each begins to compute and ends, and how long it waited before.
+        segments: when each begins to compute and ends, and how long before it something was waited for or recomputed.
         writes, reads: in the order in which they begin.
         seconds: that it takes.
     """
@@ -48,6 +48,8 @@ def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap]) -> SimulatedSwap
         for segment, seconds in enumerate(compute_seconds):
             began = now
             for index in leaving.get(segment, ()):
+                if swaps[index].recompute_seconds is not None:
+                    continue
                 begin = max(now, write_free)
                 written[index] = write_free = begin + problem.out.seconds(swaps[index].nbytes)
                 found.writes.append((index, begin, write_free))
@@ -60,7 +62,7 @@ def simulate_swaps(problem: SwapProblem, swaps: Sequence[Swap]) -> SimulatedSwap
                     back[index] = read_free = begin + problem.back.seconds(swaps[index].nbytes)
                     found.reads.append((index, begin, read_free))
             for index in using.get(segment, ()):
-                now = max(now, back.pop(index, now))
+                now = max(now, back.pop(index, now)) + (swaps[index].recompute_seconds or 0.0)
             found.segments.append((now, now + seconds, now - began))
             now += seconds
         found.seconds = now

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,32 +20,24 @@ from penstock.planning.swap_plan import SwapPlan
 from penstock.report.curve import Curve
 from penstock.report.swapping import swap_curve, swap_tracks
 from penstock.report.timeline import Tracks
+from penstock.training.correcting import Corrector
 from penstock.training.entry import Kept
-from penstock.training.iteration import Iteration, last_iteration, tokens
+from penstock.training.iteration import Iteration
 from penstock.training.meter import Meter
 from penstock.training.mover import Mover
-from penstock.training.period import find_period
+from penstock.training.observing import Observer
 from penstock.training.planner import Planner
 from penstock.training.pool import Pool, PoolStats
-from penstock.training.stepping import PartedGroups, steps_in_parts
+from penstock.training.stepping import Steps
 from penstock.training.swapfile import SwapFile
 from penstock.training.swapper import Swapper, SwapStats
-from penstock.training.tape import SAVED, STEP_BEGINS, STEP_ENDED, STEP_PART, TAKEN, Event, Recorder
+from penstock.training.tape import SAVED, TAKEN, Event
 from penstock.training.timing import Timing
 
 logger = logging.getLogger("penstock")
 
 MAPPED_NBYTES, KEPT_NBYTES = 1 << 20, 8 << 20
 """Without a pool, activations are mapped one by one, so that their memory is free when they leave."""
-
-CORRECTIONS = 3
-"""So often a plan is made anew because an iteration took more than the budget, or waited longer than predicted."""
-
-LATE = 0.01
-"""So much of an iteration may be waited for beyond what was predicted."""
-
-PATIENCE = 12
-"""Steps of optimizers that are recorded before it is said that nothing repeats."""
 
 
 _active: list[AutoSwap] = []
@@ -85,15 +76,16 @@ class AutoSwap:
         self._folder, self._scores = offload_folder, scores
         self.plan: SwapPlan | None = None
         self.stats = SwapStats()
-        self._observer: Recorder | Timing | None = None
+        self._observer: Observer | None = None
         self._planner: Planner | None = None
         self._swapper: Swapper | None = None
         self._mover: Mover | None = None
         self._meter = Meter(0)
+        self._corrector = Corrector(budget.nbytes, self._meter)
         self._hooks = saved_tensors_hooks(self._saved, self._taken)
         self._handles: list[Any] = []
-        self._steps = self._corrections = self._planned_at = 0
-        self._has_relearnt = self._has_asked = self._was_beyond = False
+        self._steps: Steps | None = None
+        self._has_asked = False  # for state, between two iterations
         self._pool: Pool | None = None
         self._outer: tuple[Any, Any] | None = None  # hooks of the user's own, around the block
 
@@ -111,13 +103,12 @@ class AutoSwap:
         if self._pool is None:
             limit_allocator(MAPPED_NBYTES, KEPT_NBYTES)
         return_free_memory()
-        recorder = self._observer = Recorder()
-        recorder.know(self._known())
-        self._meter = Meter(recorder.live_nbytes)
-        for index, optimizer in enumerate(self._optimizers):
+        observer = self._observer = Observer(len(self._optimizers), self._known(), self._pool)
+        self._meter = Meter(observer.live_nbytes)
+        self._corrector = Corrector(self.budget.nbytes, self._meter)
+        self._steps = Steps(self._optimizers, event=self._event, uses_state=self._uses_state, stepped=self._stepped)
+        for optimizer in self._optimizers:
             self._handles += [
-                optimizer.register_step_pre_hook(partial(self._step_begins, index)),
-                optimizer.register_step_post_hook(partial(self._step_ended, index)),
                 optimizer.register_state_dict_pre_hook(lambda _: self._have_states()),
                 optimizer.register_load_state_dict_pre_hook(lambda *_: self._have_states()),
                 optimizer.register_load_state_dict_post_hook(lambda _: self._forget_states()),
@@ -125,7 +116,7 @@ class AutoSwap:
         _active.append(self)
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._hooks.__enter__()
-        recorder.__enter__()  # type: ignore[no-untyped-call]
+        observer.begin()
         return self
 
     def __exit__(
@@ -136,12 +127,14 @@ class AutoSwap:
             return
         _active.clear()
         try:
-            self._end_observing()
+            if self._observer is not None:
+                self._observer.end()
+                self._observer = None
             self._hooks.__exit__(kind, error, trace)
             while self._handles:
                 self._handles.pop().remove()
-            for optimizer in self._optimizers:
-                _whole(optimizer)
+            if self._steps is not None:
+                self._steps.end()
         finally:
             if self._pool is not None:
                 self._pool.leave()
@@ -201,33 +194,21 @@ class AutoSwap:
     def _begin_if_new(self, swapper: Swapper) -> None:
         """Before the first event of an iteration: what happened since the last one was not the iteration's."""
         if swapper.is_between:
-            if self._corrections < CORRECTIONS:
+            if not self._corrector.is_done:
                 self._meter.reset()
             if self._has_asked:
                 self._has_asked = False
                 swapper.leave_idle()
 
-    def _step_begins(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._event(Event(STEP_BEGINS, index))
-        if steps_in_parts(optimizer):
-            _whole(optimizer)  # where the last step failed
-            PartedGroups(optimizer, partial(self._part_begins, index))
-        elif self._swapper is not None:
-            self._swapper.have_states(parameter for group in optimizer.param_groups for parameter in group["params"])
-
-    def _part_begins(self, index: int, part: int, parameters: Sequence[torch.Tensor]) -> None:
-        self._event(Event(STEP_PART, index, part))
+    def _uses_state(self, parameters: Iterable[torch.Tensor]) -> None:
         if self._swapper is not None:
             self._swapper.have_states(parameters)
 
-    def _step_ended(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        _whole(optimizer)
-        self._event(Event(STEP_ENDED, index))
+    def _stepped(self) -> None:
         if self._swapper is not None:
-            if self._corrections < CORRECTIONS:
+            if not self._corrector.is_done:
                 self._correct(self._swapper)
         elif self._observer is not None:
-            self._steps += 1
             self._observe(self._observer)
             self._meter.reset()
 
@@ -245,33 +226,14 @@ class AutoSwap:
 
     # -- from the record to the plan --
 
-    def _observe(self, observer: Recorder | Timing) -> None:
+    def _observe(self, observer: Observer) -> None:
         """After a step: go on to what comes next, if enough is known."""
-        if self._steps >= PATIENCE * len(self._optimizers) and not (isinstance(observer, Timing) and observer.is_done):
-            logger.warning(
-                "no two iterations in %d steps were alike, so nothing can be planned: training goes on unswapped, "
-                "beyond its budget; pad or bucket the batches to a fixed size",
-                self._steps,
-            )
-            self._end_observing()
-            if self._pool is not None:
+        if observer.stepped():
+            self._observer = None
+            if observer.found is not None:
+                self._begin_planning(observer.found)
+            elif self._pool is not None:
                 self._pool.leave()
-        elif isinstance(observer, Timing):
-            if observer.is_done:
-                self._end_observing()
-                self._begin_planning(observer)
-        else:
-            period = find_period(*tokens(observer.events), is_marked=True)
-            if period is not None:
-                tape = observer.tape()
-                self._end_observing()
-                self._steps = 0
-                self._observer = Timing(last_iteration(tape, period), self._pool)
-
-    def _end_observing(self) -> None:
-        observer, self._observer = self._observer, None
-        if isinstance(observer, Recorder):
-            observer.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _begin_planning(self, timing: Timing) -> None:
         self._planner = Planner(
@@ -295,7 +257,6 @@ class AutoSwap:
             self._mover = Mover(SwapFile(self._folder))
         self.plan = plan
         self._swapper = planner.follow(plan, self._mover, self.stats)
-        self._planned_at = self.stats.iterations
         return_free_memory()
 
     def _end_swapping(self) -> None:
@@ -315,31 +276,14 @@ class AutoSwap:
                     self._mover = None
 
     def _correct(self, swapper: Swapper) -> None:
-        """After an iteration: plan anew where it was measured to take more than the budget."""
-        plan, planner, followed = self.plan, self._planner, self.stats.iterations - self._planned_at
-        if plan is None or planner is None or followed < 1:
-            return
+        """After an iteration: plan anew where what was measured asks for it."""
         return_free_memory()
         if self._pool is not None:
             self._pool.retire()
-        if swapper.futile:
-            planner.exclude(swapper.futile)
+        plan, planner, mover = self.plan, self._planner, self._mover
+        assert plan is not None and planner is not None and mover is not None, "there is something that is followed"  # noqa: PT018
+        if self._corrector.looks(planner, plan, swapper, mover):
             self._begin_swapping(planner)
-            return
-        taken_nbytes = self._meter.taken_nbytes() if followed > 1 else 0  # the first still has what was before
-        was_beyond, self._was_beyond = self._was_beyond, taken_nbytes > self.budget.nbytes
-        if self._was_beyond and was_beyond:  # once may have been an evaluation, or a checkpoint
-            self._corrections, self._was_beyond = self._corrections + 1, False
-            planner.correct(taken_nbytes - plan.peak_nbytes)
-            self._begin_swapping(planner)
-        elif followed > 2 and not self._was_beyond:
-            waited = min(swapper.waits[1:], default=0.0) - (plan.predicted_seconds - plan.compute_seconds)
-            if waited > LATE * plan.compute_seconds and self._mover is not None and not self._has_relearnt:
-                self._has_relearnt = True
-                planner.relearn(swapper.seconds, self._mover)
-                self._begin_swapping(planner)
-            else:
-                self._corrections = CORRECTIONS
 
     @property
     def iteration(self) -> Iteration | None:
@@ -388,13 +332,6 @@ class AutoSwap:
         if self.plan is None:
             return "nothing is planned yet: no two iterations were alike so far"
         return explain_swaps(self.plan, self.overhead_nbytes)
-
-
-def _whole(optimizer: torch.optim.Optimizer) -> None:
-    """Its groups are a list as any other again."""
-    groups: object = optimizer.param_groups
-    if isinstance(groups, PartedGroups):
-        groups.restore(optimizer)
 
 
 def _can_leave(kept: Any) -> bool:

@@ -20,7 +20,10 @@ class Entry:
     Attributes:
         storage: its memory, while it has any.
         place: where it comes back to.
+        is_computed: whether it does so by being computed.
     """
+
+    is_computed = False
 
     def __init__(self, storage: torch.UntypedStorage, mover: Mover, offset: int, place: Place) -> None:
         self.storage: torch.UntypedStorage | None = storage
@@ -70,12 +73,16 @@ class Entry:
             self._stays = True
             raise
         if not self._stays and self._versions == [tensor._version for tensor, _ in self._aliases]:
-            self._elsewhere = weakref.ref(self.storage) if self.storage is not None else None
-            self._written, self.storage = written, None
-            while self._aliases:
-                alias, hollow = self._aliases.pop()
-                alias.data = hollow  # it still knows its version
+            self._written = written
+            self._give_up()
         return True
+
+    def _give_up(self) -> None:
+        self._elsewhere = weakref.ref(self.storage) if self.storage is not None else None
+        self.storage = None
+        while self._aliases:
+            alias, hollow = self._aliases.pop()
+            alias.data = hollow  # it still knows its version
 
     @property
     def is_held_elsewhere(self) -> bool:
@@ -112,6 +119,10 @@ class Entry:
         if self.storage is not None:
             return self.storage, 0.0
         began = perf_counter()
+        self.storage = self._bring()
+        return self.storage, perf_counter() - began
+
+    def _bring(self) -> torch.UntypedStorage:
         assert self._written is not None, "what is not in memory was written"
         if self._reading is None:  # unforeseen, or its place is taken
             nbytes = room_nbytes(self._written.nbytes)
@@ -120,9 +131,9 @@ class Entry:
         reading, self._reading = self._reading, None
         storage, self._returning = self._returning, None
         reading.result()
-        self.storage, self._written = storage, None
-        assert self.storage is not None, "what is read goes somewhere"
-        return self.storage, perf_counter() - began
+        self._written = None
+        assert storage is not None, "what is read goes somewhere"
+        return storage
 
 
 class Kept:
@@ -131,10 +142,15 @@ class Kept:
     With hooks, torch itself does not look (2.13), and gradients would be silently wrong.
     """
 
-    __slots__ = ("_tensor", "_version")
+    __slots__ = ("__weakref__", "_tensor", "_version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor, self._version = tensor, tensor._version
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is computed again when it is taken."""
+        return False
 
     @property
     def nbytes(self) -> int:
@@ -174,6 +190,10 @@ class Handle(Kept):
     @property
     def nbytes(self) -> int:
         return self._nbytes
+
+    @property
+    def is_computed(self) -> bool:
+        return self._entry.is_computed
 
     def take(self) -> tuple[torch.Tensor, float]:
         tensor, _ = super().take()

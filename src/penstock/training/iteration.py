@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from penstock.budget import format_size
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
+from penstock.training.recipes import Recipes
+from penstock.training.recompute import Recipe
 from penstock.training.tape import SAVED, STEP_BEGINS, STEP_ENDED, STEP_PART, TAKEN, Event, StorageRecord, Tape
 
 _NAMES: dict[str, Callable[[Event], str]] = {
@@ -31,6 +33,8 @@ class Iteration:
         events: what begins each segment; the runtime checks them off.
         seconds, peak_nbytes: of each segment.
         absences: what could be away; `storage` is the event by which it was first saved.
+        recomputable: those of them that could be computed again, by `recipes`.
+        recipes: by storage.
         until: for each such storage, the segment at whose start nothing holds it any more.
         lasting_nbytes: of storages that outlive iterations.
     """
@@ -41,6 +45,8 @@ class Iteration:
     absences: tuple[Absence, ...]
     until: dict[int, int]
     lasting_nbytes: int
+    recomputable: tuple[Absence, ...] = ()
+    recipes: Mapping[int, Recipe] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
         """What each segment begins with, for people."""
@@ -49,7 +55,7 @@ class Iteration:
     def problem(self, out: Link, back: Link, limit_nbytes: int) -> SwapProblem:
         """What there is to decide within a limit."""
         seconds, load = np.array(self.seconds, dtype=np.float64), np.array(self.peak_nbytes, dtype=np.int64)
-        return SwapProblem(seconds, load, self.absences, out, back, limit_nbytes)
+        return SwapProblem(seconds, load, self.absences, out, back, limit_nbytes, self.recomputable)
 
 
 def last_iteration(tape: Tape, period: int) -> Iteration:
@@ -62,14 +68,26 @@ def last_iteration(tape: Tape, period: int) -> Iteration:
     peaks = (*tape.peak_nbytes[first:-1], tape.peak_nbytes[first - 1])
     absences: list[Absence] = []
     until: dict[int, int] = {}
+    recipes: dict[int, Recipe] = {}
+    kitchen = Recipes(tape, first)
     for record in tape.storages:
         absence = _absence(record, tape.events, first)
         if absence is not None:
             absences.append(absence)
             until[absence.storage] = record.died + 1 - first if record.died is not None else period
+            recipe = kitchen.find(record, absence.returns + first)
+            if recipe is not None:
+                recipes[absence.storage] = recipe
     absences.sort(key=lambda absence: absence.storage)
     lasting_nbytes = sum(record.nbytes for record in tape.storages if record.born < first and record.died is None)
-    return Iteration(tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes)
+    again = tuple(_again(absence, recipes[absence.storage]) for absence in absences if absence.storage in recipes)
+    return Iteration(tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes, again, recipes)
+
+
+def _again(absence: Absence, recipe: Recipe) -> Absence:
+    """The same, computed again from what autograd saved by these events."""
+    sources = tuple(sorted({source.saved for source in recipe.sources() if source.stays is None}))
+    return replace(absence, recompute_seconds=recipe.seconds, sources=sources)
 
 
 def _absence(record: StorageRecord, events: Sequence[Event], first: int) -> Absence | None:

@@ -130,9 +130,13 @@ class Place:
 
     def open(self, written: Written) -> torch.UntypedStorage | None:
         """Memory for these bytes to come back to; None while the place is taken."""
+        return self.room(written.nbytes, written.lead_nbytes)
+
+    def room(self, nbytes: int, lead_nbytes: int = 0) -> torch.UntypedStorage | None:
+        """Memory for so many bytes, from so many after a block's begin on; None while the place is taken."""
         if not self._take():
             return None
-        tensor = self.arena.tensor(self.offset + written.lead_nbytes, torch.uint8, (written.nbytes,))
+        tensor = self.arena.tensor(self.offset + lead_nbytes, torch.uint8, (nbytes,))
         storage = tensor.untyped_storage()
         # At exit others may still want what is there.
         weakref.finalize(storage, self._give_back).atexit = False

@@ -121,12 +121,19 @@ class Planner:
         iteration, pool, lifetimes = self.iteration, self._pool, self.lifetimes
         if pool is None or lifetimes is None:
             places = own_places(plan, iteration)
-            return Swapper(iteration.events, plan, mover, places, stats, states=self.states)
+            return Swapper(iteration.events, plan, mover, places, stats, states=self.states, recipes=iteration.recipes)
         places = pool_places(pool, lifetimes, plan, self._allocations, iteration)
         pool.retire()
-        first, seek = lifetimes.first_allocations, pool.seek
+        first = [*lifetimes.first_allocations, len(lifetimes.nbytes)]  # after the last segment nothing is planned
         return Swapper(
-            iteration.events, plan, mover, places, stats, states=self.states, seek=lambda segment: seek(first[segment])
+            iteration.events,
+            plan,
+            mover,
+            places,
+            stats,
+            states=self.states,
+            recipes=iteration.recipes,
+            seek=lambda segment: pool.seek(first[segment]),
         )
 
     def relearn(self, seconds: Floats, mover: Mover) -> None:
@@ -143,5 +150,8 @@ class Planner:
 
     def exclude(self, storages: Collection[int]) -> None:
         """These are not away, whatever a plan says."""
-        absences = tuple(absence for absence in self.iteration.absences if absence.storage not in storages)
-        self.iteration = replace(self.iteration, absences=absences)
+        kept = [
+            tuple(absence for absence in absences if absence.storage not in storages)
+            for absences in (self.iteration.absences, self.iteration.recomputable)
+        ]
+        self.iteration = replace(self.iteration, absences=kept[0], recomputable=kept[1])

@@ -10,11 +10,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from penstock.training.iteration import LEAST_NBYTES
+from penstock.training.tape import STEP_BEGINS, STEP_ENDED, STEP_PART, Event
 
 Group = dict[str, Any]
 
@@ -70,3 +73,62 @@ class PartedGroups(list[Group]):
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return list, (list(super().__iter__()),)  # a copy of the optimizer steps as any other
+
+
+class Steps:
+    """The steps of optimizers, told of as they happen.
+
+    Args:
+        optimizers: events name them by their place.
+        event: called as a step begins, goes on to its next part, or has ended.
+        uses_state: called with the parameters whose state the step uses next.
+        stepped: called after a step.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        event: Callable[[Event], None],
+        uses_state: Callable[[Iterable[torch.Tensor]], None],
+        stepped: Callable[[], None],
+    ) -> None:
+        self._optimizers = optimizers
+        self._event, self._uses_state, self._stepped = event, uses_state, stepped
+        self._handles: list[RemovableHandle] = []
+        for index, optimizer in enumerate(optimizers):
+            self._handles += [
+                optimizer.register_step_pre_hook(partial(self._begins, index)),
+                optimizer.register_step_post_hook(partial(self._ended, index)),
+            ]
+
+    def end(self) -> None:
+        """Tell no more; the optimizers are as they were."""
+        while self._handles:
+            self._handles.pop().remove()
+        for optimizer in self._optimizers:
+            _whole(optimizer)
+
+    def _begins(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._event(Event(STEP_BEGINS, index))
+        if steps_in_parts(optimizer):
+            _whole(optimizer)  # where the last step failed
+            PartedGroups(optimizer, partial(self._part_begins, index))
+        else:
+            self._uses_state(p for group in optimizer.param_groups for p in group["params"])
+
+    def _part_begins(self, index: int, part: int, parameters: Sequence[torch.Tensor]) -> None:
+        self._event(Event(STEP_PART, index, part))
+        self._uses_state(parameters)
+
+    def _ended(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        _whole(optimizer)
+        self._event(Event(STEP_ENDED, index))
+        self._stepped()
+
+
+def _whole(optimizer: torch.optim.Optimizer) -> None:
+    """Its groups are a list as any other again."""
+    groups: object = optimizer.param_groups
+    if isinstance(groups, PartedGroups):
+        groups.restore(optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,8 +15,10 @@ import torch
 from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_simulation import by_segment
+from penstock.training.again import EntryAgain
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
+from penstock.training.recompute import Recipe
 from penstock.training.states import States
 from penstock.training.swapfile import room_nbytes
 from penstock.training.tape import SAVED, TAKEN, Event
@@ -34,6 +36,7 @@ class SwapStats:
         swapped_nbytes: bytes that were away once.
         room_seconds: waited for writes, so that there was room.
         late_seconds: waited for reads.
+        recompute_seconds: computed again.
     """
 
     iterations: int = 0
@@ -41,6 +44,7 @@ class SwapStats:
     swapped_nbytes: int = 0
     room_seconds: float = 0.0
     late_seconds: float = 0.0
+    recompute_seconds: float = 0.0
 
 
 class Swapper:
@@ -53,6 +57,7 @@ class Swapper:
         places: for each swap, where it comes back to.
         stats: to be kept.
         states: of optimizers, which may be away already.
+        recipes: for what is computed again, by its number as a storage.
         seek: told which segment begins.
 
     Attributes:
@@ -70,10 +75,15 @@ class Swapper:
         stats: SwapStats,
         *,
         states: States,
+        recipes: Mapping[int, Recipe],
         seek: Callable[[int], None] = lambda segment: None,
     ) -> None:
         self._events, self.plan, self.stats = events, plan, stats
         self._mover, self._places, self._seek = mover, places, seek
+        again = [(index, swap) for index, swap in enumerate(plan.swaps) if swap.recompute_seconds is not None]
+        self._recipes = {index: recipes[swap.storage] for index, swap in again}
+        self._needed = {source.saved for recipe in self._recipes.values() for source in recipe.sources()}
+        self._saved_at: dict[int, weakref.ref[Kept]] = {}
         self._next = 0  # event
         self.seconds = np.full(plan.segments, np.inf)
         self.waits: list[float] = []
@@ -105,7 +115,7 @@ class Swapper:
             state.allot(self._mover)
         self._shared_nbytes = self._mover.file.nbytes
         for index, swap in enumerate(self.plan.swaps):
-            if index not in self._states:
+            if index not in self._states and index not in self._recipes:
                 self._offsets[index] = self._mover.file.allot(room_nbytes(swap.nbytes))
         self._all_states.stay({swap.storage for swap in self.plan.swaps})
         self.leave_idle()
@@ -115,24 +125,40 @@ class Swapper:
     def saved(self, tensor: torch.Tensor) -> Kept:
         """Autograd saves a tensor: what it is to keep in its place."""
         storage = tensor.untyped_storage()
-        index = self._first_saves.get(self._next)
+        segment = self._next
+        index = self._first_saves.get(segment)
         is_followed = self.event(Event(SAVED, storage.nbytes()))
         key = storage._cdata
         if is_followed and index is not None and not self._is_broken:
-            entry = self._by_storage[key] = Entry(storage, self._mover, self._offsets[index], self._places[index])
+            entry = self._by_storage[key] = self._new_entry(index, storage)
             self._entries[index] = weakref.ref(entry)
         else:
-            found = self._by_storage.get(key)
-            if found is None:
-                return Kept(tensor)
-            entry = found
-        return Handle(entry, tensor)
+            entry = self._by_storage.get(key)
+        kept = Handle(entry, tensor) if entry is not None else Kept(tensor)
+        if is_followed and segment in self._needed:
+            self._saved_at[segment] = weakref.ref(kept)
+        return kept
+
+    def _new_entry(self, index: int, storage: torch.UntypedStorage) -> Entry:
+        place, recipe = self._places[index], self._recipes.get(index)
+        if recipe is not None:
+            return EntryAgain(storage, self._mover, place, recipe, self._saved_at)
+        return Entry(storage, self._mover, self._offsets[index], place)
 
     def taken(self, kept: Kept) -> torch.Tensor:
         """Autograd takes back what `saved` gave it."""
-        self.event(Event(TAKEN, kept.nbytes))
+        segment = self._next
+        is_followed = self.event(Event(TAKEN, kept.nbytes))
+        if not kept.is_computed:
+            tensor, seconds = kept.take()
+            self._wait_late(seconds)
+            return tensor
+        self._seek(self.plan.segments)  # what it allocates is in no plan
         tensor, seconds = kept.take()
-        self._wait_late(seconds)
+        if is_followed:
+            self._seek(segment)
+        self._waited += seconds
+        self.stats.recompute_seconds += seconds
         return tensor
 
     def event(self, event: Event) -> bool:
@@ -195,6 +221,9 @@ class Swapper:
                 self._leave_state(index)
             elif (entry := self._entry(index)) is not None:
                 self._by_storage = {key: e for key, e in self._by_storage.items() if e is not entry}
+                if entry.is_computed:
+                    entry.leave()
+                    continue
                 last = self._last[index]
                 if last is not None and (kept := last()) is not None:  # a graph of an earlier iteration still lives
                     kept.present()
@@ -297,3 +326,4 @@ class Swapper:
         self._entries = [found if index in self._states else None for index, found in enumerate(self._entries)]
         self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._states}
         self._by_storage.clear()
+        self._saved_at = {}

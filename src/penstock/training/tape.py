@@ -9,13 +9,15 @@ begins a *segment*.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from penstock.training.recompute import REPEATED, Geometry, geometry
 
 SAVED, TAKEN = "saved", "taken"
 STEP_BEGINS, STEP_PART, STEP_ENDED = "step begins", "step part", "step ended"
@@ -36,6 +38,33 @@ class Event:
     part: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """By which operation a storage got its bytes, if that can be repeated.
+
+    Attributes:
+        at: its number among all operations.
+        arguments, keywords: as it was called; in the place of tensors, the record of their storage and where they are.
+        where: of the result in its storage.
+        seconds: that it took.
+    """
+
+    at: int
+    operation: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    where: Geometry
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """A tensor that an operation read, which must not be held."""
+
+    record: StorageRecord
+    where: Geometry
+
+
 @dataclass(slots=True, eq=False)
 class StorageRecord:
     """One storage.
@@ -47,6 +76,8 @@ class StorageRecord:
         uses: segments in which an operation read or wrote it, ascending.
         saves: events, ascending, by which autograd saved it.
         operation: what allocated it, as torch's dispatcher names it.
+        writes: numbers of the operations that wrote to it after the first.
+        made: how it could be made again, if it could.
     """
 
     nbytes: int
@@ -55,6 +86,8 @@ class StorageRecord:
     died: int | None = None
     uses: list[int] = field(default_factory=list)
     saves: list[int] = field(default_factory=list)
+    writes: list[int] = field(default_factory=list)
+    made: Made | None = None
 
     def use(self, segment: int) -> None:
         if not self.uses or self.uses[-1] != segment:
@@ -70,12 +103,16 @@ class Tape:
         seconds: how long each took.
         peak_nbytes: the most bytes that recorded storages held at one moment of each.
         storages: all that lived.
+        operations: how many there were before each event.
+        known: tensors of storages that were there before, which stay the same objects.
     """
 
     events: tuple[Event, ...]
     seconds: tuple[float, ...]
     peak_nbytes: tuple[int, ...]
     storages: tuple[StorageRecord, ...]
+    operations: tuple[int, ...]
+    known: Mapping[StorageRecord, torch.Tensor]
 
 
 class Recorder(TorchDispatchMode):
@@ -90,7 +127,9 @@ class Recorder(TorchDispatchMode):
         self._live: dict[int, StorageRecord] = {}
         self.live_nbytes = self._segment_peak_nbytes = 0
         self._began = perf_counter()
-        self._lost = 0.0
+        self._count = 0  # of operations
+        self._operations: list[int] = []
+        self._known: dict[StorageRecord, torch.Tensor] = {}
 
     # -- what happens --
 
@@ -104,6 +143,7 @@ class Recorder(TorchDispatchMode):
             else:
                 record.use(len(self.events))
         self.events.append(event)
+        self._operations.append(self._count)
 
     def _end_segment(self) -> None:
         if self.events:
@@ -114,16 +154,48 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        began = perf_counter()
         result = func(*args, **kwargs)
+        seconds = perf_counter() - began
+        self._count += 1
         segment = len(self.events) - 1
         name = func.overloadpacket.__name__
         for storage in _storages((args, kwargs)):
             record = self._record(storage, "(before)", born=-1)
             if not func.is_view:
                 record.use(segment)
+        self._note_writes(func._schema, args, kwargs)
+        before = len(self._storages)
         for storage in _storages(result):
             self._record(storage, name, born=segment).use(segment)
+        if func in REPEATED and len(self._storages) > before:
+            self._note_made(func, args, kwargs, result, seconds)
         return result
+
+    def _note_writes(self, schema: Any, args: Any, kwargs: Any) -> None:
+        if not schema.is_mutable:
+            return
+        for index, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[index] if index < len(args) else kwargs.get(argument.name)
+                for storage in _storages(value):
+                    self._record(storage, "(before)", born=-1).writes.append(self._count)
+
+    def _note_made(self, func: Any, args: Any, kwargs: Any, result: Any, seconds: float) -> None:
+        made = result[0] if isinstance(result, tuple) else result
+        record = self._live.get(made.untyped_storage()._cdata)
+        if record is None or record.nbytes != made.numel() * made.element_size():
+            return
+
+        def read(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return Read(self._live[value.untyped_storage()._cdata], geometry(value))
+
+        if all(_is_plain(value) for value in (*args, *kwargs.values())):
+            keywords = {name: read(value) for name, value in kwargs.items()}
+            arguments = tuple(read(value) for value in args)
+            record.made = Made(self._count, func, arguments, keywords, geometry(made), seconds)
 
     def _record(self, storage: torch.UntypedStorage, operation: str, *, born: int) -> StorageRecord:
         key = storage._cdata
@@ -146,13 +218,20 @@ class Recorder(TorchDispatchMode):
         """These live already."""
         for tensor in tensors:
             for storage in _storages(tensor):
-                self._record(storage, "(before)", born=-1)
+                self._known[self._record(storage, "(before)", born=-1)] = tensor.detach()
 
     def tape(self) -> Tape:
         """All so far; the last segment, which the last event began, is not over."""
         seconds = (*self._seconds, perf_counter() - self._began)
         peaks = (*self._peaks, self._segment_peak_nbytes)
-        return Tape(tuple(self.events), seconds, peaks, tuple(self._storages))
+        operations = tuple(self._operations)
+        return Tape(tuple(self.events), seconds, peaks, tuple(self._storages), operations, self._known)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.layout is torch.strided and value.device.type == "cpu"
+    return not isinstance(value, list | tuple) or not any(isinstance(part, torch.Tensor) for part in value)
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:

@@ -1,0 +1,63 @@
+"""Whether what was measured of iterations that followed a plan asks for another plan."""
+
+from __future__ import annotations
+
+from penstock.planning.swap_plan import SwapPlan
+from penstock.training.meter import Meter
+from penstock.training.mover import Mover
+from penstock.training.planner import Planner
+from penstock.training.swapper import Swapper
+
+CORRECTIONS = 3
+"""So often a plan is made anew because iterations took more than the budget."""
+
+LATE = 0.01
+"""So much of an iteration may be waited for beyond what was predicted."""
+
+_WARM = 2
+"""Iterations of a plan before waits count: the first has page faults, and the reads of what was written before it."""
+
+
+class Corrector:
+    """Looks at each iteration until nothing more is to be corrected.
+
+    Args:
+        budget_nbytes: which iterations are to keep.
+        meter: of what they take.
+
+    Attributes:
+        is_done: whether it looks no more.
+    """
+
+    def __init__(self, budget_nbytes: int, meter: Meter) -> None:
+        self._budget_nbytes, self._meter = budget_nbytes, meter
+        self._corrections = 0
+        self._was_beyond = self._has_relearnt = self.is_done = False
+
+    def looks(self, planner: Planner, plan: SwapPlan, swapper: Swapper, mover: Mover) -> bool:
+        """After an iteration: whether there is more to know, and so another plan to make. It is told the planner."""
+        followed = len(swapper.waits)
+        if followed < 1:
+            return False
+        if swapper.futile:
+            planner.exclude(swapper.futile)
+            return True
+        taken_nbytes = self._meter.taken_nbytes() if followed > 1 else 0  # the first still has what was before
+        was_beyond, self._was_beyond = self._was_beyond, taken_nbytes > self._budget_nbytes
+        if self._was_beyond:
+            if not was_beyond:  # once may have been an evaluation, or a checkpoint
+                return False
+            self._was_beyond = False
+            self._corrections += 1
+            self.is_done = self._corrections >= CORRECTIONS
+            planner.correct(taken_nbytes - plan.peak_nbytes)
+            return True
+        if followed <= _WARM:
+            return False
+        waited = min(swapper.waits[1:]) - (plan.predicted_seconds - plan.compute_seconds)
+        if waited > LATE * plan.compute_seconds and not self._has_relearnt:
+            self._has_relearnt = True
+            planner.relearn(swapper.seconds, mover)
+            return True
+        self.is_done = True
+        return False

@@ -1,0 +1,89 @@
+"""Iterations as they are before anything leaves: recorded until two in a row are alike, then timed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from penstock.training.iteration import last_iteration, tokens
+from penstock.training.period import find_period
+from penstock.training.pool import Pool
+from penstock.training.tape import Event, Recorder
+from penstock.training.timing import Timing
+
+logger = logging.getLogger("penstock")
+
+PATIENCE = 12
+"""Steps of each optimizer that are recorded before it is said that nothing repeats."""
+
+
+class Observer:
+    """Sees events until an iteration is known.
+
+    Args:
+        optimizers: how many step.
+        known: tensors that live already.
+        pool: which records, too, if it is preloaded.
+
+    Attributes:
+        found: the iteration, once it is known.
+    """
+
+    def __init__(self, optimizers: int, known: Iterator[torch.Tensor], pool: Pool | None) -> None:
+        self._patience, self._pool = PATIENCE * optimizers, pool
+        self._recorder = Recorder()
+        self._recorder.know(known)
+        self._timing: Timing | None = None
+        self._steps = 0
+        self._is_recording = False
+        self.found: Timing | None = None
+
+    @property
+    def live_nbytes(self) -> int:
+        """Of storages that live now."""
+        return self._recorder.live_nbytes
+
+    def begin(self) -> None:
+        """See operations from now on."""
+        self._is_recording = True
+        self._recorder.__enter__()  # type: ignore[no-untyped-call]
+
+    def event(self, event: Event, storage: torch.UntypedStorage | None = None) -> None:
+        """One more."""
+        observer = self._timing if self._timing is not None else self._recorder
+        observer.event(event, storage)
+
+    def stepped(self) -> bool:
+        """After a step: whether there is nothing more to see, because an iteration is known, or none ever will be."""
+        self._steps += 1
+        if self._timing is not None and self._timing.is_done:
+            self.found = self._timing
+        elif self._steps >= self._patience:
+            logger.warning(
+                "no two iterations in %d steps were alike, so nothing can be planned: training goes on unswapped, "
+                "beyond its budget; pad or bucket the batches to a fixed size",
+                self._steps,
+            )
+        elif self._timing is None:
+            self._time_if_alike()
+            return False
+        else:
+            return False
+        self.end()
+        return True
+
+    def _time_if_alike(self) -> None:
+        period = find_period(*tokens(self._recorder.events), is_marked=True)
+        if period is not None:
+            tape = self._recorder.tape()
+            self.end()
+            self._steps = 0
+            self._timing = Timing(last_iteration(tape, period), self._pool)
+
+    def end(self) -> None:
+        """See operations no more. Safe to call twice."""
+        if self._is_recording:
+            self._is_recording = False
+            self._recorder.__exit__(None, None, None)  # type: ignore[no-untyped-call]
