@@ -18,8 +18,10 @@ from penstock.planning.placement_heuristics import smartpool
 from penstock.planning.swap import METHODS, plan_swaps
 from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_problem import SwapProblem
+from penstock.planning.swap_schedule import gone_in_time
 from penstock.training.autoswap import when_planned
 from penstock.training.lifetimes import Lifetimes, plan_pool
+from penstock.training.placing import plan_places
 from penstock.training.planner import Planner
 from penstock.training.pool import PAGE_NBYTES
 
@@ -58,8 +60,9 @@ def measure(trained: Trained, planner: Planner) -> dict[str, Any]:
     least = problem.least_nbytes()
     limit = max(int(problem.peak_nbytes * (1 - TIMED_SAVING)), least)
     began = perf_counter()
-    chosen = plan_swaps(replace(problem, limit_nbytes=limit))
-    plan_pool(lifetimes, chosen, [None] * len(chosen.swaps), [swap.returns + 1 for swap in chosen.swaps])
+    limited = replace(problem, limit_nbytes=limit)
+    chosen = gone_in_time(limited, plan_swaps(limited))
+    plan_places(lifetimes, chosen, planner.allocations, planner.iteration)
     seconds = perf_counter() - began
     footprints, load = _footprints(lifetimes)
     return {

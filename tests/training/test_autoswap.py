@@ -574,6 +574,26 @@ def test_one_iteration_beyond_the_budget_is_no_reason_to_plan_anew(monkeypatch: 
     assert within.stats.iterations >= 5
 
 
+def test_an_iteration_that_departed_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = make()
+    within = swap(model, optimizer)
+    monkeypatch.setattr(Meter, "taken_nbytes", lambda self: 1 << 40 if within.stats.departed else 0)
+    with within:
+        train(model, optimizer, batches(7))
+        train(model, optimizer, batches(3, rows=ROWS // 2))
+    assert within.stats.departed == 3
+
+
+def test_what_cannot_be_corrected_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer = make()
+    within = swap(model, optimizer)
+    monkeypatch.setattr(Meter, "taken_nbytes", lambda self: BUDGET + 1 if within.plan is not None else 0)
+    monkeypatch.setattr(sys.modules["penstock.training.planner"].Planner, "correct", lambda self, nbytes: None)
+    with caplog.at_level(logging.WARNING, logger="penstock"):
+        train(model, optimizer, batches(24), within)
+    assert "after 3 corrections of its plan" in caplog.text
+
+
 def test_a_block_that_has_ended_leaves_another_one_alone() -> None:
     model, optimizer = make()
     first, second = swap(model, optimizer), swap(model, optimizer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +14,7 @@ from tests.training.loops import same, step, train
 from torch import nn
 
 import penstock
+from penstock.errors import StreamStateError
 from penstock.planning.swap_problem import Link
 from penstock.training.autoswap import AutoSwap
 from penstock.training.recipes import Recipes
@@ -148,7 +151,7 @@ def _slow_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def within(model: nn.Module, optimizer: torch.optim.Optimizer, budget: int = 40 * MIB) -> AutoSwap:
-    return penstock.autoswap(model, optimizer, budget=budget)
+    return penstock.autoswap(model, optimizer, budget=budget, recompute=True)
 
 
 def test_training_computes_again_and_is_the_same_to_the_last_bit() -> None:
@@ -210,6 +213,49 @@ def test_a_source_that_was_mutated_raises_as_in_torch() -> None:
             loss.backward()
         optimizer.zero_grad()
     assert step(model, optimizer, given[8]) >= 0
+
+
+def test_what_does_not_come_out_the_same_raises_before_any_weight_is_changed() -> None:
+    """A factor that changes is no event: nothing but the result tells."""
+    model, optimizer = make()
+    given = batches(9)
+    forward = Gated.forward
+    with within(model, optimizer, 28 * MIB) as swap:
+        train(model, optimizer, given[:8])
+        assert swap.stats.recompute_seconds > 0
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+
+        def annealed(self: Gated, a: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                a = torch.tanh(self.norm(torch.relu(layer(a))) * 1.25) + a
+            return a
+
+        try:
+            Gated.forward = annealed  # type: ignore[method-assign]
+            with pytest.raises(StreamStateError, match="not what it was"):
+                step(model, optimizer, given[8])
+        finally:
+            Gated.forward = forward  # type: ignore[method-assign]
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_without_asking_nothing_is_computed_again() -> None:
+    model, optimizer = make()
+    with penstock.autoswap(model, optimizer, budget=40 * MIB) as swap:
+        train(model, optimizer, batches(6))
+    assert swap.plan is not None
+    assert swap.plan.swaps
+    assert swap.plan.recomputed_nbytes == 0
+
+
+def test_parameters_are_not_held_by_what_was_recorded() -> None:
+    model, optimizer = make()
+    with within(model, optimizer):
+        train(model, optimizer, batches(6))
+    kept = [weakref.ref(parameter.untyped_storage()) for parameter in model.parameters()]
+    del model, optimizer
+    gc.collect()
+    assert all(reference() is None for reference in kept)
 
 
 def test_what_a_graph_still_needs_after_the_block_is_computed_then() -> None:

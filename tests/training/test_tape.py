@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+import penstock
 from penstock.training.iteration import last_iteration
-from penstock.training.tape import SAVED, STEP_ENDED, TAKEN, Event, Recorder, Tape
+from penstock.training.tape import PARAMETERS, SAVED, STEP_ENDED, TAKEN, Event, Recorder, Tape
 
 MIB = 1 << 20
 
@@ -60,7 +61,7 @@ def test_only_large_saved_storages_with_a_gap_could_be_away() -> None:
 def test_what_outlives_iterations_lasts() -> None:
     recorder = Recorder()
     kept = torch.ones(1000)
-    recorder.know(iter([kept]))
+    recorder.know([(PARAMETERS, kept)])
     with recorder:
         for _ in range(4):
             x = kept * 2
@@ -75,3 +76,20 @@ def test_sparse_and_meta_tensors_have_no_storage_here() -> None:
         torch.ones(3, 3).to_sparse().sum()
         torch.ones(3, device="meta") + 1
     assert all(record.nbytes <= 72 for record in recorder.tape().storages)
+
+
+def test_storages_are_told_apart_by_what_they_are_for() -> None:
+    model = torch.nn.Linear(1024, 1024)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with penstock.autoswap(model, optimizer, budget="1GiB") as swap:
+        for _ in range(7):
+            optimizer.zero_grad()
+            model(torch.randn(2048, 1024)).tanh().sum().backward()
+            optimizer.step()
+    assert swap.iteration is not None
+    kinds = {kind: round(nbytes / MIB) for kind, nbytes in swap.iteration.kinds.items()}
+    assert kinds["parameters"] == 4
+    assert kinds["optimizer state"] == 4
+    assert kinds["saved activations"] >= 8
+    assert sum(swap.iteration.kinds.values()) >= max(swap.iteration.peak_nbytes)
+    assert "saved activations" in swap.explain()

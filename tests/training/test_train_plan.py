@@ -79,6 +79,7 @@ def test_a_budget_that_is_too_small_names_one_that_works(tmp_path: Path, capfd: 
 @pytest.mark.parametrize(
     ("then", "says"),
     [
+        ("train(1)\nsys.exit(0)\n", "ended before two of its iterations were alike"),
         ("train(1)\n", "ended before two of its iterations were alike"),
         ("train(2)\nraise ValueError('mine')\n", "failed (exit code 1)"),
         ("import sys\nsys.exit(7)\n", "failed (exit code 7)"),

@@ -61,14 +61,14 @@ def _record(script: Path, arguments: list[str]) -> SwapRecord:
 
     try:
         pool = with_pool()
-    except CompilerMissingError as error:
-        print(f"{error}; recording without it", file=sys.stderr)
+    except (CompilerMissingError, UsageError) as error:
+        print(f"{error}; recording without the pool", file=sys.stderr)
         pool = {}
     with tempfile.TemporaryDirectory(prefix="penstock-record-") as folder:
         result = Path(folder) / "record.json"
         command = [sys.executable, "-m", "penstock.training.recording", str(result), str(script), *arguments]
         done = subprocess.run(command, env={**os.environ, **pool}, stdout=sys.stderr, check=False)
-        if done.returncode == UNFINISHED:
+        if done.returncode == UNFINISHED or (done.returncode == 0 and not result.is_file()):
             raise PlanError(f"{script} ended before two of its iterations were alike: have it train for ten steps")
         if done.returncode:
             raise PlanError(f"{script} failed (exit code {done.returncode}): mend it, as its own message says")
@@ -102,7 +102,7 @@ def _show(
         terminal.show(line)
     found = _plan(record, budget) if budget is not None else None
     if found is not None and budget is not None:
-        terminal.show(explain_swaps(found, kept_free(budget, record.overhead_nbytes)))
+        terminal.show(explain_swaps(found, kept_free(budget, record.overhead_nbytes), record.kinds))
         if timeline is not None:
             swap_tracks(record.within(budget), found, record.names, f"{name}, predicted").save(timeline)
     terminal.emit(

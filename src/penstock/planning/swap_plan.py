@@ -44,7 +44,8 @@ class SwapPlan:
         segments: how many an iteration has.
         method: what chose the swaps.
         limit_nbytes: what was asked for.
-        peak_nbytes: the most that is in memory at one moment, by this plan.
+        peak_nbytes: the most that is in memory at one moment if writes end at once; until they do it may be more, up to
+            the limit.
         full_peak_nbytes: the same with nothing away.
         compute_seconds: what an iteration takes with nothing away.
         predicted_seconds: what it takes with this plan.

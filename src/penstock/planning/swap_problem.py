@@ -9,7 +9,7 @@ iteration's number i.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,9 +97,11 @@ class SwapProblem:
             is_sound = 0 <= absence.leaves < count and absence.leaves < absence.returns <= absence.leaves + count
             if not is_sound or absence.nbytes <= 0:
                 raise PlanError(f"absences[{index}] is {absence}, in an iteration of {count} segments")
-        moved = {(absence.storage, absence.leaves, absence.returns) for absence in self.absences}
+            if absence.recompute_seconds is not None:
+                raise PlanError(f"absences[{index}] is {absence}, which is no transfer")
+        moved = set(self.absences)
         for index, absence in enumerate(self.recomputable):
-            known = (absence.storage, absence.leaves, absence.returns) in moved
+            known = replace(absence, recompute_seconds=None, sources=()) in moved
             if not known or absence.recompute_seconds is None or absence.recompute_seconds < 0:
                 raise PlanError(f"recomputable[{index}] is {absence}, which is none of the absences computed again")
 

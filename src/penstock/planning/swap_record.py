@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, parse_object
+from penstock.errors import PlanError
+from penstock.planning.fields import Fields, as_integer, as_nbytes, as_seconds, as_text, parse_object
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
 
 RECORD_VERSION = 1
+
+
+FIRST_OVERHEAD = 12
+"""One part in so many of the budget is for what is beside storages, until an iteration within it was measured."""
+
+
+def kept_free(budget_nbytes: int, overhead_nbytes: int | None) -> int:
+    """What of a budget is for what an iteration takes beside its storages; None: not measured yet."""
+    return overhead_nbytes if overhead_nbytes is not None else -(-budget_nbytes // FIRST_OVERHEAD)
 
 
 @dataclass(frozen=True)
@@ -21,15 +32,20 @@ class SwapRecord:
         problem: whose limit is its own peak.
         names: what each segment begins with, for people.
         overhead_nbytes: what an iteration takes beside its storages; None where that was not measured yet.
+        kinds: bytes of what lives when the most does, by what it is for.
     """
 
     problem: SwapProblem
     names: tuple[str, ...]
     overhead_nbytes: int | None
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     def within(self, budget_nbytes: int) -> SwapProblem:
-        """What there is to decide within a budget, of which some is kept free."""
-        return replace(self.problem, limit_nbytes=budget_nbytes - kept_free(budget_nbytes, self.overhead_nbytes))
+        """What there is to decide within a budget, of which some is kept free; less where a guess of it is too much."""
+        limit_nbytes = budget_nbytes - kept_free(budget_nbytes, self.overhead_nbytes)
+        if self.overhead_nbytes is None and budget_nbytes >= self.problem.least_nbytes():
+            limit_nbytes = max(limit_nbytes, self.problem.least_nbytes())
+        return replace(self.problem, limit_nbytes=limit_nbytes)
 
     def budget_nbytes(self, limit_nbytes: int) -> int:
         """The smallest budget that leaves so much for storages."""
@@ -51,6 +67,7 @@ class SwapRecord:
                 "back": asdict(problem.back),
                 "names": list(self.names),
                 "overhead_nbytes": self.overhead_nbytes,
+                "kinds": [[kind, nbytes] for kind, nbytes in self.kinds.items()],
             }
         )
 
@@ -75,17 +92,11 @@ class SwapRecord:
         )
         names = found.items("names", lambda value, path: str(value))
         overhead_nbytes = found.optional_integer("overhead_nbytes", 0)
+        if len(names) != len(load):
+            raise PlanError(f"this record names {len(names)} of {len(load)} segments: make it again")
+        kinds = dict(found.items("kinds", _read_kind))
         found.finish()
-        return cls(problem, names, overhead_nbytes)
-
-
-FIRST_OVERHEAD = 12
-"""One part in so many of the budget is for what is beside storages, until an iteration within it was measured."""
-
-
-def kept_free(budget_nbytes: int, overhead_nbytes: int | None) -> int:
-    """What of a budget is for what an iteration takes beside its storages; None: not measured yet."""
-    return overhead_nbytes if overhead_nbytes is not None else -(-budget_nbytes // FIRST_OVERHEAD)
+        return cls(problem, names, overhead_nbytes, kinds)
 
 
 def _read_absence(value: object, path: str) -> Absence:
@@ -100,6 +111,12 @@ def _read_absence(value: object, path: str) -> Absence:
     )
     found.finish()
     return absence
+
+
+def _read_kind(value: object, path: str) -> tuple[str, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise PlanError(f"{path} is no pair of a name and bytes: make it again")
+    return as_text(value[0], path), as_integer(value[1], path, 0)
 
 
 def _read_link(found: Fields) -> Link:

@@ -72,7 +72,7 @@ def no_overhead(problem: SwapProblem, chosen: Iterable[Absence]) -> Schedule:
             break
         del order[late[0]]
     swaps = tuple(Swap(a.storage, a.nbytes, a.leaves, r, r, a.returns) for a, r in zip(order, reads, strict=True))
-    gone = [replace(a, leaves=a.leaves, returns=r) for a, r in zip(order, reads, strict=True)]
+    gone = [replace(a, returns=r) for a, r in zip(order, reads, strict=True)]
     late_nbytes = problem.away_nbytes(gone, [_first_after(problem, seconds) for seconds in written])
     peak_nbytes = int((problem.load_nbytes - problem.away_nbytes(gone) + late_nbytes).max())
     return Schedule(swaps, peak_nbytes, simulate_swaps(problem, swaps).seconds)

@@ -21,12 +21,13 @@ def autoswap(
     budget: int | str | Budget,
     offload_folder: str | Path | None = None,
     scores: str = "best",
+    recompute: bool = False,
 ) -> AutoSwap:
-    """Around an ordinary training loop: from the third iteration or so on, it stays within `budget`.
+    """Around an ordinary training loop: from the fifth iteration or so on, it stays within `budget`.
 
-    The first iterations run unswapped and are recorded, until two in a row are alike. From then on activations that lie
-    idle, and optimizer state but for its part of a step, are written to a file and read back before they are needed;
-    the results are the same to the last bit.
+    The first iterations run unswapped: they are recorded until two in a row are alike, and two more are timed. From
+    then on activations that lie idle, and optimizer state but for its part of a step, are written to a file and read
+    back before they are needed; the results are the same to the last bit.
 
     Args:
         model: what is trained.
@@ -34,6 +35,9 @@ def autoswap(
         budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
         offload_folder: on a local disk; the system's temporary folder if None.
         scores: how to choose what leaves: one of `best`, `doa`, `aoa`, `wdoa`, `swdoa`, `weighted` (needs Optuna).
+        recompute: whether activations that cheap operations made may be computed again instead of being moved, where no
+            gap hides that. For loops that compute the same in each iteration, with the same numbers (no annealed
+            factor, no other branch): if one does not, what is computed again is found to differ, and that raises.
 
     Raises:
         BudgetError: the budget is no size.
@@ -41,6 +45,7 @@ def autoswap(
         StreamStateError: the model is streamed, or an optimizer is none.
         BudgetInfeasibleError: from the step after which it is known: no plan is within the budget.
         StorageError: likewise: the folder has no room.
+        StreamStateError: in a backward pass, with `recompute`: what was computed again is not what it was.
     """
     if scores not in METHODS:
         raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
@@ -56,4 +61,5 @@ def autoswap(
         budget=Budget(budget),
         offload_folder=Path(offload_folder).expanduser() if offload_folder is not None else None,
         scores=scores,
+        recompute=recompute,
     )

@@ -29,9 +29,10 @@ from penstock.training.observing import Observer
 from penstock.training.planner import Planner
 from penstock.training.pool import Pool, PoolStats
 from penstock.training.stepping import Steps
+from penstock.training.swap_stats import SwapStats
 from penstock.training.swapfile import SwapFile
-from penstock.training.swapper import Swapper, SwapStats
-from penstock.training.tape import SAVED, TAKEN, Event
+from penstock.training.swapper import Swapper
+from penstock.training.tape import BUFFERS, GRADIENTS, PARAMETERS, SAVED, STATE, TAKEN, Event
 from penstock.training.timing import Timing
 
 logger = logging.getLogger("penstock")
@@ -71,9 +72,10 @@ class AutoSwap:
         budget: Budget,
         offload_folder: Path | None,
         scores: str,
+        recompute: bool = False,
     ) -> None:
         self._model, self._optimizers, self.budget = model, list(optimizers), budget
-        self._folder, self._scores = offload_folder, scores
+        self._folder, self._scores, self._recompute = offload_folder, scores, recompute
         self.plan: SwapPlan | None = None
         self.stats = SwapStats()
         self._observer: Observer | None = None
@@ -103,7 +105,7 @@ class AutoSwap:
         if self._pool is None:
             limit_allocator(MAPPED_NBYTES, KEPT_NBYTES)
         return_free_memory()
-        observer = self._observer = Observer(len(self._optimizers), self._known(), self._pool)
+        observer = self._observer = Observer(len(self._optimizers), self._known, self._pool)
         self._meter = Meter(observer.live_nbytes)
         self._corrector = Corrector(self.budget.nbytes, self._meter)
         self._steps = Steps(self._optimizers, event=self._event, uses_state=self._uses_state, stepped=self._stepped)
@@ -146,15 +148,15 @@ class AutoSwap:
                     raise
                 logger.warning("%s: what it held is lost", failure)  # what went wrong first is raised
 
-    def _known(self) -> Iterator[torch.Tensor]:
-        yield from self._model.parameters()
-        yield from self._model.buffers()
+    def _known(self) -> Iterator[tuple[str, torch.Tensor]]:
         for parameter in self._model.parameters():
+            yield PARAMETERS, parameter
             if parameter.grad is not None:
-                yield parameter.grad
+                yield GRADIENTS, parameter.grad
+        yield from ((BUFFERS, buffer) for buffer in self._model.buffers())
         for optimizer in self._optimizers:
             for state in optimizer.state.values():
-                yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+                yield from ((STATE, value) for value in state.values() if isinstance(value, torch.Tensor))
 
     # -- what happens --
 
@@ -203,10 +205,12 @@ class AutoSwap:
     def _uses_state(self, parameters: Iterable[torch.Tensor]) -> None:
         if self._swapper is not None:
             self._swapper.have_states(parameters)
+        elif self._planner is not None:
+            self._planner.states.present(parameters)
 
     def _stepped(self) -> None:
         if self._swapper is not None:
-            if not self._corrector.is_done:
+            if not self._corrector.is_done and self._swapper.is_between:
                 self._correct(self._swapper)
         elif self._observer is not None:
             self._observe(self._observer)
@@ -243,6 +247,7 @@ class AutoSwap:
             folder=self._folder,
             pool=self._pool,
             taken_nbytes=self._meter.taken_nbytes(),
+            recompute=self._recompute,
         )
         for callback in _recorders:
             callback(self._planner)
@@ -331,7 +336,8 @@ class AutoSwap:
         """What is planned, for people."""
         if self.plan is None:
             return "nothing is planned yet: no two iterations were alike so far"
-        return explain_swaps(self.plan, self.overhead_nbytes)
+        kinds = self.iteration.kinds if self.iteration is not None else {}
+        return explain_swaps(self.plan, self.overhead_nbytes, kinds)
 
 
 def _can_leave(kept: Any) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
+from penstock.budget import format_size
 from penstock.planning.swap_plan import SwapPlan
 from penstock.training.meter import Meter
 from penstock.training.mover import Mover
 from penstock.training.planner import Planner
 from penstock.training.swapper import Swapper
+
+logger = logging.getLogger("penstock")
 
 CORRECTIONS = 3
 """So often a plan is made anew because iterations took more than the budget."""
@@ -31,15 +36,17 @@ class Corrector:
 
     def __init__(self, budget_nbytes: int, meter: Meter) -> None:
         self._budget_nbytes, self._meter = budget_nbytes, meter
-        self._corrections = 0
+        self._corrections = self._looked = 0
         self._was_beyond = self._has_relearnt = self.is_done = False
 
     def looks(self, planner: Planner, plan: SwapPlan, swapper: Swapper, mover: Mover) -> bool:
         """After an iteration: whether there is more to know, and so another plan to make. It is told the planner."""
-        followed = len(swapper.waits)
-        if followed < 1:
+        followed = len(swapper.clock.waits)
+        if followed in (0, self._looked):  # an iteration that departed says nothing of the plan
             return False
+        self._looked = followed
         if swapper.futile:
+            self._looked = 0
             planner.exclude(swapper.futile)
             return True
         taken_nbytes = self._meter.taken_nbytes() if followed > 1 else 0  # the first still has what was before
@@ -47,17 +54,28 @@ class Corrector:
         if self._was_beyond:
             if not was_beyond:  # once may have been an evaluation, or a checkpoint
                 return False
-            self._was_beyond = False
-            self._corrections += 1
-            self.is_done = self._corrections >= CORRECTIONS
-            planner.correct(taken_nbytes - plan.peak_nbytes)
-            return True
+            return self._correct(planner, taken_nbytes, plan)
         if followed <= _WARM:
             return False
-        waited = min(swapper.waits[1:]) - (plan.predicted_seconds - plan.compute_seconds)
+        waited = min(swapper.clock.waits[1:]) - (plan.predicted_seconds - plan.compute_seconds)
         if waited > LATE * plan.compute_seconds and not self._has_relearnt:
-            self._has_relearnt = True
-            planner.relearn(swapper.seconds, mover)
+            self._has_relearnt, self._looked = True, 0
+            planner.relearn(swapper.clock.seconds, mover)
             return True
         self.is_done = True
         return False
+
+    def _correct(self, planner: Planner, taken_nbytes: int, plan: SwapPlan) -> bool:
+        self._was_beyond, self._looked = False, 0
+        if self._corrections == CORRECTIONS:
+            logger.warning(
+                "an iteration takes %s, after %d corrections of its plan, and the budget is %s: training goes on so",
+                format_size(taken_nbytes),
+                CORRECTIONS,
+                format_size(self._budget_nbytes),
+            )
+            self.is_done = True
+            return False
+        self._corrections += 1
+        planner.correct(taken_nbytes - plan.peak_nbytes)
+        return True

@@ -37,6 +37,7 @@ class Iteration:
         recipes: by storage.
         until: for each such storage, the segment at whose start nothing holds it any more.
         lasting_nbytes: of storages that outlive iterations.
+        kinds: bytes that live in the segment with the most, by what they are for.
     """
 
     events: tuple[Event, ...]
@@ -47,6 +48,7 @@ class Iteration:
     lasting_nbytes: int
     recomputable: tuple[Absence, ...] = ()
     recipes: Mapping[int, Recipe] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
         """What each segment begins with, for people."""
@@ -81,7 +83,16 @@ def last_iteration(tape: Tape, period: int) -> Iteration:
     absences.sort(key=lambda absence: absence.storage)
     lasting_nbytes = sum(record.nbytes for record in tape.storages if record.born < first and record.died is None)
     again = tuple(_again(absence, recipes[absence.storage]) for absence in absences if absence.storage in recipes)
-    return Iteration(tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes, again, recipes)
+    kinds = _kinds(tape, first - 1 + int(np.argmax(tape.peak_nbytes[first - 1 : -1])))
+    return Iteration(tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes, again, recipes, kinds)
+
+
+def _kinds(tape: Tape, segment: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for record in tape.storages:
+        if record.born <= segment and (record.died is None or record.died >= segment):
+            found[record.kind] = found.get(record.kind, 0) + record.nbytes
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 def _again(absence: Absence, recipe: Recipe) -> Absence:

@@ -162,7 +162,7 @@ class PoolPlace(Place):
         self._pool = pool
 
     def _take(self) -> bool:
-        return self._pool.take(self.offset, self.nbytes)
+        return self._pool.is_followed(self.arena) and self._pool.take(self.offset, self.nbytes)
 
     def _give_back(self) -> None:
         self._pool.give(self.arena, self.offset)

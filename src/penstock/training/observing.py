@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -19,22 +19,27 @@ PATIENCE = 12
 """Steps of each optimizer that are recorded before it is said that nothing repeats."""
 
 
+Known = Callable[[], Iterable[tuple[str, torch.Tensor]]]
+"""Kinds and tensors."""
+
+
 class Observer:
     """Sees events until an iteration is known.
 
     Args:
         optimizers: how many step.
-        known: tensors that live already.
+        known: what the tensors of the model and its optimizers are for, at any moment.
         pool: which records, too, if it is preloaded.
 
     Attributes:
         found: the iteration, once it is known.
     """
 
-    def __init__(self, optimizers: int, known: Iterator[torch.Tensor], pool: Pool | None) -> None:
+    def __init__(self, optimizers: int, known: Known, pool: Pool | None) -> None:
         self._patience, self._pool = PATIENCE * optimizers, pool
         self._recorder = Recorder()
-        self._recorder.know(known)
+        self._known = known
+        self._recorder.know(known())
         self._timing: Timing | None = None
         self._steps = 0
         self._is_recording = False
@@ -77,6 +82,7 @@ class Observer:
     def _time_if_alike(self) -> None:
         period = find_period(*tokens(self._recorder.events), is_marked=True)
         if period is not None:
+            self._recorder.know(self._known())  # gradients and state that are new
             tape = self._recorder.tape()
             self.end()
             self._steps = 0
@@ -86,4 +92,5 @@ class Observer:
         """See operations no more. Safe to call twice."""
         if self._is_recording:
             self._is_recording = False
+            self._recorder.forget()
             self._recorder.__exit__(None, None, None)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from penstock.planning.placement import place
 from penstock.planning.swap_plan import SwapPlan
 from penstock.runtime.devices.cpu_queue import HUGE_PAGE_NBYTES, CpuArena
 from penstock.training.iteration import Iteration
-from penstock.training.lifetimes import Lifetimes, plan_pool
+from penstock.training.lifetimes import Lifetimes, PoolPlan, plan_pool
 from penstock.training.mover import Place, PoolPlace
 from penstock.training.pool import Pool
 from penstock.training.swapfile import room_nbytes
@@ -49,11 +49,16 @@ def pool_places(
     pool: Pool, lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], iteration: Iteration
 ) -> list[Place]:
     """Places in the pool's arena, which from now on has one for each allocation of an iteration."""
+    found = plan_places(lifetimes, plan, allocations, iteration)
+    arena = pool.follow(found.placement.height, found.nbytes, found.offsets)
+    pairs = zip(found.returns, plan.swaps, strict=True)
+    return [PoolPlace(pool, arena, offset, room_nbytes(swap.nbytes)) for offset, swap in pairs]
+
+
+def plan_places(lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], iteration: Iteration) -> PoolPlan:
+    """Addresses for all blocks of an iteration, and for what comes back."""
     first, count = lifetimes.first_ordinal, len(lifetimes.nbytes)
     found_at = [allocations.get(swap.storage, -1) - first for swap in plan.swaps]
     blocks = [block if 0 <= block < count else None for block in found_at]
     stays = [_stays_until(plan, index, iteration) for index in range(len(plan.swaps))]
-    found = plan_pool(lifetimes, plan, blocks, stays)
-    arena = pool.follow(found.placement.height, found.nbytes, found.offsets)
-    pairs = zip(found.returns, plan.swaps, strict=True)
-    return [PoolPlace(pool, arena, offset, room_nbytes(swap.nbytes)) for offset, swap in pairs]
+    return plan_pool(lifetimes, plan, blocks, stays)

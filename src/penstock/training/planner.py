@@ -23,7 +23,8 @@ from penstock.training.mover import Mover
 from penstock.training.placing import own_places, pool_places
 from penstock.training.pool import Pool
 from penstock.training.states import States, idle_states
-from penstock.training.swapper import Swapper, SwapStats
+from penstock.training.swap_stats import SwapStats
+from penstock.training.swapper import Swapper
 from penstock.training.timing import Timing
 
 
@@ -37,11 +38,13 @@ class Planner:
         folder: that storages leave to.
         pool: which recorded it, if it is preloaded.
         taken_nbytes: what it was measured to take; 0 if nobody knows.
+        recompute: whether activations may be computed again.
 
     Attributes:
         iteration: with all that could be away.
         states: of the optimizers, as far as they could be.
         overhead_nbytes: what is kept free for what is not in the plan.
+        allocations: which recorded allocation each storage that may leave is.
         lifetimes: what the pool recorded of the iteration; None where there is no pool, or it saw no two alike.
     """
 
@@ -54,13 +57,14 @@ class Planner:
         folder: Path | None,
         pool: Pool | None,
         taken_nbytes: int,
+        recompute: bool,
     ) -> None:
         self._budget, self._pool = budget, pool
         iteration = replace(timing.iteration, seconds=timing.seconds())
         self.lifetimes: Lifetimes | None = None
         if pool is not None:
             self.lifetimes = read_lifetimes(pool.recorded(), len(iteration.events), timing.marked)
-        self._allocations = timing.allocations
+        self.allocations = timing.allocations
         if self.lifetimes is not None:
             outside_nbytes = iteration.lasting_nbytes + self.lifetimes.again_nbytes
             peaks = self.lifetimes.segment_peaks() + outside_nbytes
@@ -73,6 +77,8 @@ class Planner:
         self.states = States({absences[0].storage: state for state, absences in idle})
         absences = (*iteration.absences, *(absence for _, found in idle for absence in found))
         self.iteration: Iteration = replace(iteration, absences=absences)
+        if not recompute:
+            self.iteration = replace(self.iteration, recomputable=(), recipes={})
         self._links: tuple[Link, Link] = measure_links(folder)
 
     def plan(self, scores: str) -> SwapPlan:
@@ -110,7 +116,8 @@ class Planner:
     def record(self) -> SwapRecord:
         """What is known, for any budget."""
         problem = self.iteration.problem(*self._links, max(self.iteration.peak_nbytes))
-        return SwapRecord(problem, self.iteration.names(), self.overhead_nbytes if self._is_measured else None)
+        overhead_nbytes = self.overhead_nbytes if self._is_measured else None
+        return SwapRecord(problem, self.iteration.names(), overhead_nbytes, self.iteration.kinds)
 
     def follow(self, plan: SwapPlan, mover: Mover, stats: SwapStats) -> Swapper:
         """What executes a plan from the begin of the next iteration on.
@@ -122,7 +129,7 @@ class Planner:
         if pool is None or lifetimes is None:
             places = own_places(plan, iteration)
             return Swapper(iteration.events, plan, mover, places, stats, states=self.states, recipes=iteration.recipes)
-        places = pool_places(pool, lifetimes, plan, self._allocations, iteration)
+        places = pool_places(pool, lifetimes, plan, self.allocations, iteration)
         pool.retire()
         first = [*lifetimes.first_allocations, len(lifetimes.nbytes)]  # after the last segment nothing is planned
         return Swapper(

@@ -145,6 +145,10 @@ class Pool:
             for first, end in edges.reshape(-1, 2):
                 arena.give_back(int(first) * PAGE_NBYTES, int(end - first) * PAGE_NBYTES)
 
+    def is_followed(self, arena: CpuArena) -> bool:
+        """Whether it is the arena of the plan that is followed."""
+        return self._is_following and _kept[-1][0] is arena
+
     def take(self, offset: int, nbytes: int) -> bool:
         """Take a place in the arena that no allocation has; `give` gives it back."""
         return bool(self._take(offset, nbytes))

@@ -31,6 +31,9 @@ class Recipes:
         made = record.made
         if made is None or not self._is_unchanged(record, made.at, returns):
             return None
+        given = (*made.arguments, *made.keywords.values())
+        if len({value.where[-1] for value in given if isinstance(value, Read)}) > 1:
+            return None  # mixed types have results of mixed types
         arguments = list(made.arguments)
         if made.operation is aten.native_batch_norm.default:
             if not arguments[_BATCH_NORM_TRAINS]:
@@ -49,13 +52,13 @@ class Recipes:
         if not isinstance(value, Read):
             return value
         record = value.record
-        stays = self._tape.known.get(record)
-        if stays is not None and self._is_unchanged(record, at, returns):
-            return Source(-1, value.where, stays)
         saved = next((event for event in record.saves if event >= self._first), None)
         lives = record.died is None or record.died >= returns
         if saved is not None and saved < returns and lives and self._is_unchanged(record, at, returns):
             return Source(saved - self._first, value.where)
+        stays = self._tape.known.get(record)
+        if stays is not None and self._is_unchanged(record, at, returns):
+            return Source(-1, value.where, stays)
         recipe = self._recipe(record, returns)
         is_whole = recipe is not None and recipe.where == value.where
         return recipe if is_whole else NotImplemented

@@ -6,10 +6,8 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from penstock.errors import StorageError
@@ -20,31 +18,11 @@ from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.mover import Mover, Place
 from penstock.training.recompute import Recipe
 from penstock.training.states import States
+from penstock.training.swap_stats import SegmentClock, SwapStats
 from penstock.training.swapfile import room_nbytes
 from penstock.training.tape import SAVED, TAKEN, Event
 
 logger = logging.getLogger("penstock")
-
-
-@dataclass(slots=True)
-class SwapStats:
-    """What happened so far.
-
-    Attributes:
-        iterations: that followed the plan from begin to end.
-        departed: that did not.
-        swapped_nbytes: bytes that were away once.
-        room_seconds: waited for writes, so that there was room.
-        late_seconds: waited for reads.
-        recompute_seconds: computed again.
-    """
-
-    iterations: int = 0
-    departed: int = 0
-    swapped_nbytes: int = 0
-    room_seconds: float = 0.0
-    late_seconds: float = 0.0
-    recompute_seconds: float = 0.0
 
 
 class Swapper:
@@ -62,8 +40,7 @@ class Swapper:
 
     Attributes:
         futile: storages that were given up and stayed in memory, because somebody else has them, a local variable say.
-        seconds: (segments,) the shortest that each took so far without what it waited for; not finite: none did.
-        waits: for each iteration that followed the plan, the seconds that it waited.
+        clock: of segments.
     """
 
     def __init__(
@@ -85,10 +62,7 @@ class Swapper:
         self._needed = {source.saved for recipe in self._recipes.values() for source in recipe.sources()}
         self._saved_at: dict[int, weakref.ref[Kept]] = {}
         self._next = 0  # event
-        self.seconds = np.full(plan.segments, np.inf)
-        self.waits: list[float] = []
-        self._waited = self._waited_before = 0.0
-        self._began: float | None = None  # the present segment, on a clock that stands while it waits
+        self.clock = SegmentClock(plan.segments, stats)
         self._departed = False
         self._is_broken = False
         self.futile: set[int] = set()
@@ -151,14 +125,13 @@ class Swapper:
         is_followed = self.event(Event(TAKEN, kept.nbytes))
         if not kept.is_computed:
             tensor, seconds = kept.take()
-            self._wait_late(seconds)
+            self.clock.wait_late(seconds)
             return tensor
         self._seek(self.plan.segments)  # what it allocates is in no plan
         tensor, seconds = kept.take()
         if is_followed:
             self._seek(segment)
-        self._waited += seconds
-        self.stats.recompute_seconds += seconds
+        self.clock.compute_again(seconds)
         return tensor
 
     def event(self, event: Event) -> bool:
@@ -166,33 +139,19 @@ class Swapper:
         if self._departed or event != self._events[self._next]:
             self._depart()
             if event == self._events[-1]:
+                self.clock.end_iteration(is_followed=False)
                 self._begin_anew()
                 self.leave_idle()
             return False
         segment, self._next = self._next, self._next + 1
-        self._time(segment)
+        self.clock.begin(segment)
         self._seek(segment)
         self._act(segment)
         if self._next == len(self._events):
             self.stats.iterations += 1
-            self.waits.append(self._waited - self._waited_before)
+            self.clock.end_iteration(is_followed=True)
             self._begin_anew()
         return True
-
-    def _time(self, segment: int) -> None:
-        now = perf_counter() - self._waited
-        if self._began is not None:
-            before = segment - 1  # the last one, where the iteration begins
-            self.seconds[before] = min(self.seconds[before], now - self._began)
-        self._began = now
-
-    def _wait_late(self, seconds: float) -> None:
-        self._waited += seconds
-        self.stats.late_seconds += seconds
-
-    def _wait_for_room(self, seconds: float) -> None:
-        self._waited += seconds
-        self.stats.room_seconds += seconds
 
     @property
     def is_between(self) -> bool:
@@ -207,7 +166,7 @@ class Swapper:
         Raises:
             StorageError: it could not be read.
         """
-        self._wait_late(self._all_states.present(parameters))
+        self.clock.wait_late(self._all_states.present(parameters))
 
     def forget_states(self) -> None:
         """The optimizer has other ones now, which stay."""
@@ -223,6 +182,8 @@ class Swapper:
                 self._by_storage = {key: e for key, e in self._by_storage.items() if e is not entry}
                 if entry.is_computed:
                     entry.leave()
+                    if entry.storage is not None and not self._is_broken:
+                        self.futile.add(self.plan.swaps[index].storage)
                     continue
                 last = self._last[index]
                 if last is not None and (kept := last()) is not None:  # a graph of an earlier iteration still lives
@@ -277,7 +238,7 @@ class Swapper:
                 del self._unsettled[index]
                 self._break(error)
             if index in needed:
-                self._wait_for_room(perf_counter() - began)
+                self.clock.wait_for_room(perf_counter() - began)
 
     def _break(self, error: StorageError) -> None:
         """Nothing leaves memory any more."""
@@ -288,7 +249,8 @@ class Swapper:
     def _depart(self) -> None:
         if self._departed:
             return
-        self._departed, self._began = True, None
+        self._departed = True
+        self.clock.depart()
         self.stats.departed += 1
         self._stay()
 
@@ -322,7 +284,6 @@ class Swapper:
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False
-        self._waited_before = self._waited
         self._entries = [found if index in self._states else None for index, found in enumerate(self._entries)]
         self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._states}
         self._by_storage.clear()

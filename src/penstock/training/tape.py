@@ -9,7 +9,7 @@ begins a *segment*.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -21,6 +21,8 @@ from penstock.training.recompute import REPEATED, Geometry, geometry
 
 SAVED, TAKEN = "saved", "taken"
 STEP_BEGINS, STEP_PART, STEP_ENDED = "step begins", "step part", "step ended"
+PARAMETERS, BUFFERS, GRADIENTS = "parameters", "buffers", "gradients"
+STATE, ACTIVATIONS, TEMPORARIES = "optimizer state", "saved activations", "temporaries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class StorageRecord:
         operation: what allocated it, as torch's dispatcher names it.
         writes: numbers of the operations that wrote to it after the first.
         made: how it could be made again, if it could.
+        known_as: what it is for, where its owner said so.
     """
 
     nbytes: int
@@ -88,6 +91,12 @@ class StorageRecord:
     saves: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
     made: Made | None = None
+    known_as: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is for: one of `PARAMETERS` and so on."""
+        return self.known_as or (ACTIVATIONS if self.saves else TEMPORARIES)
 
     def use(self, segment: int) -> None:
         if not self.uses or self.uses[-1] != segment:
@@ -214,11 +223,19 @@ class Recorder(TorchDispatchMode):
         if self._live.get(key) is record:
             del self._live[key]
 
-    def know(self, tensors: Iterator[torch.Tensor]) -> None:
-        """These live already."""
-        for tensor in tensors:
+    def know(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """What tensors are for; those that were not seen before live already."""
+        for kind, tensor in tensors:
             for storage in _storages(tensor):
-                self._known[self._record(storage, "(before)", born=-1)] = tensor.detach()
+                is_new = storage._cdata not in self._live
+                record = self._record(storage, "(before)", born=-1)
+                record.known_as = kind
+                if is_new and kind in (PARAMETERS, BUFFERS):
+                    self._known[record] = tensor
+
+    def forget(self) -> None:
+        """Hold no tensor any more; storages outlive this."""
+        self._known = {}
 
     def tape(self) -> Tape:
         """All so far; the last segment, which the last event began, is not over."""

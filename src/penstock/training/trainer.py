@@ -39,7 +39,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
         offload_folder: on a local disk; the system's temporary folder if None.
-        scores: how to choose what leaves, as for `autoswap`.
+        scores, recompute: as for `autoswap`.
 
     Raises:
         BudgetError: the budget is no size.
@@ -48,10 +48,14 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
     _open: ClassVar[AutoSwapCallback | None] = None  # whose block is active: there is one in a process
 
     def __init__(
-        self, budget: int | str | Budget, offload_folder: str | Path | None = None, scores: str = "best"
+        self,
+        budget: int | str | Budget,
+        offload_folder: str | Path | None = None,
+        scores: str = "best",
+        recompute: bool = False,
     ) -> None:
         self.budget = Budget(budget)
-        self._folder, self._scores = offload_folder, scores
+        self._folder, self._how = offload_folder, {"scores": scores, "recompute": recompute}
         self._swap: AutoSwap | None = None
 
     @property
@@ -99,7 +103,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
                 )
         while isinstance(optimizer, AcceleratedOptimizer):
             optimizer = optimizer.optimizer  # which steps, and whose hooks are called
-        swap = autoswap(model, optimizer, budget=self.budget, offload_folder=self._folder, scores=self._scores)
+        swap = autoswap(model, optimizer, budget=self.budget, offload_folder=self._folder, **self._how)
         self._swap = swap.__enter__()
         AutoSwapCallback._open = self
 
