@@ -149,7 +149,7 @@ def test_state_that_cannot_be_read_raises_before_any_weight_is_changed(monkeypat
             with pytest.raises(StorageError, match="reading"):
                 step(model, optimizer, batches[8])
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-        step(model, optimizer, batches[8])
+        step(model, optimizer, batches[8])  # also where reads that failed meanwhile had begun ahead
     plain, plainly = make("momentum")
     train(plain, plainly, batches)
     assert same(plain, model)

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.errors import StorageError
 from penstock.runtime.devices.cpu_queue import CpuArena
+from penstock.training.entry import Entry
 from penstock.training.links import measure_links
 from penstock.training.mover import Mover, Place
 from penstock.training.swapfile import BLOCK_NBYTES, SwapFile, room_nbytes
@@ -119,3 +121,35 @@ def test_room_is_allotted_at_the_end_and_given_back(tmp_path: Path) -> None:
         assert os.fstat(file._descriptor).st_size == file.nbytes == 12288
     finally:
         file.close()
+
+
+def test_a_read_that_failed_ahead_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file holds is not lost because of one error."""
+    mover = Mover(SwapFile(None))
+    try:
+        storage = storage_at(0, 8192)
+        expected = bytes_of(storage).clone()
+        entry = Entry(storage, mover, 0, Place(CpuArena(room_nbytes(8192)), 0, room_nbytes(8192)))
+        del storage
+        entry.leave()
+        assert entry.settle(wait=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("penstock.training.swapfile.os.preadv", failing)
+            entry.begin_to_return()
+            assert entry._reading is not None
+            assert isinstance(entry._reading.exception(), StorageError)
+        found, _ = entry.present()
+        assert torch.equal(bytes_of(found), expected)
+        again = Entry(found, mover, 0, Place(CpuArena(room_nbytes(8192)), 0, room_nbytes(8192)))
+        del found, entry
+        again.leave()
+        assert again.settle(wait=True)
+        monkeypatch.setattr("penstock.training.swapfile.os.preadv", failing)
+        with pytest.raises(StorageError, match="reading"):
+            again.present()
+    finally:
+        mover.close()
+
+
+def failing(*_: object) -> int:
+    raise OSError(5, os.strerror(5))

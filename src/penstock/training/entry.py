@@ -1,7 +1,8 @@
-"""One saved storage of the present iteration: in memory, on its way, or away."""
+"""One storage that autograd saved, or an optimizer keeps: in memory, on its way, or away."""
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from concurrent.futures import Future
@@ -9,9 +10,12 @@ from time import perf_counter
 
 import torch
 
+from penstock.errors import StorageError
 from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.training.mover import Mover, Place
 from penstock.training.swapfile import Written, room_nbytes
+
+logger = logging.getLogger("penstock")
 
 
 class Entry:
@@ -123,6 +127,14 @@ class Entry:
         return self.storage, perf_counter() - began
 
     def _bring(self) -> torch.UntypedStorage:
+        if self._reading is not None:
+            try:
+                return self._read()
+            except StorageError as error:
+                logger.warning("%s: trying once more", error)
+        return self._read()
+
+    def _read(self) -> torch.UntypedStorage:
         assert self._written is not None, "what is not in memory was written"
         if self._reading is None:  # unforeseen, or its place is taken
             nbytes = room_nbytes(self._written.nbytes)
