@@ -27,8 +27,8 @@ def checksum(storage: torch.UntypedStorage) -> int:
     return int(flat[:words].view(np.uint64).sum(dtype=np.uint64)) + int(flat[words:].sum(dtype=np.uint64))
 
 
-def _identity(tensor: torch.Tensor) -> list[int]:
-    return [tensor._version, tensor.untyped_storage()._cdata]
+def _identity(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor._version, tensor.untyped_storage()._cdata
 
 
 class EntryAgain(Entry):
@@ -51,7 +51,7 @@ class EntryAgain(Entry):
         self._recipe, self._saved_at = recipe, saved_at
         self._nbytes, self._lead_nbytes = storage.nbytes(), storage.data_ptr() % BLOCK_NBYTES
         self._sources: dict[int, Kept] = {}
-        self._stay: list[tuple[torch.Tensor, int, int]] = []  # with their versions and storages
+        self._stay: list[tuple[torch.Tensor, tuple[int, int]]] = []  # with their versions and storages
         self._sum = 0
 
     def leave(self) -> None:
@@ -59,10 +59,10 @@ class EntryAgain(Entry):
         if self.storage is None or self._stays:
             return
         sources: dict[int, Kept] = {}
-        stay = []
+        stay: list[tuple[torch.Tensor, tuple[int, int]]] = []
         for source in self._recipe.sources():
             if source.stays is not None:
-                stay.append((source.stays, *_identity(source.stays)))
+                stay.append((source.stays, _identity(source.stays)))
             else:
                 reference = self._saved_at.get(source.saved)
                 kept = reference() if reference is not None else None
@@ -81,10 +81,10 @@ class EntryAgain(Entry):
             room = self._nbytes + BLOCK_NBYTES
             storage = Place(CpuArena(room), 0, room).room(self._nbytes, self._lead_nbytes)
         assert storage is not None, "memory of its own is free"
-        is_same = all(_identity(tensor) == known for tensor, *known in self._stay)
+        is_same = all(_identity(tensor) == known for tensor, known in self._stay)
         if is_same:
             with torch.no_grad():
-                self._recipe.compute(self._read, laid(storage, self._recipe.where))
+                self._recipe.compute(self._tensor_of, laid(storage, self._recipe.where))
             self._sources = {}
         if not is_same or checksum(storage) != self._sum:
             raise StreamStateError(
@@ -94,6 +94,6 @@ class EntryAgain(Entry):
             )
         return storage
 
-    def _read(self, source: Source) -> torch.Tensor:
+    def _tensor_of(self, source: Source) -> torch.Tensor:
         tensor, _ = self._sources[source.saved].take()
         return laid(tensor.untyped_storage(), source.where)

@@ -50,7 +50,7 @@ Geometry = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 def geometry(tensor: torch.Tensor) -> Geometry:
     """Where in its storage a tensor is."""
-    return tensor.storage_offset(), tuple(tensor.size()), tuple(tensor.stride()), tensor.dtype
+    return int(tensor.storage_offset()), tuple(tensor.size()), tuple(tensor.stride()), tensor.dtype
 
 
 def laid(storage: torch.UntypedStorage, where: Geometry) -> torch.Tensor:
@@ -109,7 +109,7 @@ class Recipe:
         keywords = {name: found(value) for name, value in self.keywords.items()}
         if into is None:
             result = self.operation(*arguments, **keywords)
-            return result if isinstance(result, torch.Tensor) else result[0]  # type: ignore[no-any-return]
+            return result if isinstance(result, torch.Tensor) else result[0]
         operation = REPEATED[self.operation]
         first, *others = _OUT.get(operation, ("out",))
         results = {first: into, **{name: into.new_empty(0) for name in others}}

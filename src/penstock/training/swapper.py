@@ -104,10 +104,10 @@ class Swapper:
         is_followed = self.event(Event(SAVED, storage.nbytes()))
         key = storage._cdata
         if is_followed and index is not None and not self._is_broken:
-            entry = self._by_storage[key] = self._new_entry(index, storage)
-            self._entries[index] = weakref.ref(entry)
-        else:
-            entry = self._by_storage.get(key)
+            anew = self._by_storage[key] = self._new_entry(index, storage)
+            self._entries[index] = weakref.ref(anew)
+            del anew
+        entry = self._by_storage.get(key)
         kept = Handle(entry, tensor) if entry is not None else Kept(tensor)
         if is_followed and segment in self._needed:
             self._saved_at[segment] = weakref.ref(kept)

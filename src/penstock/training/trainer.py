@@ -55,7 +55,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
         recompute: bool = False,
     ) -> None:
         self.budget = Budget(budget)
-        self._folder, self._how = offload_folder, {"scores": scores, "recompute": recompute}
+        self._folder, self._scores, self._recompute = offload_folder, scores, recompute
         self._swap: AutoSwap | None = None
 
     @property
@@ -103,7 +103,14 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
                 )
         while isinstance(optimizer, AcceleratedOptimizer):
             optimizer = optimizer.optimizer  # which steps, and whose hooks are called
-        swap = autoswap(model, optimizer, budget=self.budget, offload_folder=self._folder, **self._how)
+        swap = autoswap(
+            model,
+            optimizer,
+            budget=self.budget,
+            offload_folder=self._folder,
+            scores=self._scores,
+            recompute=self._recompute,
+        )
         self._swap = swap.__enter__()
         AutoSwapCallback._open = self
 
