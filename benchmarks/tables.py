@@ -179,7 +179,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "rivals": (("run",), rivals_table),
     "cold": (("cold",), cold_table),
     "overhead": (("overhead",), overhead_table),
-    "claims": (("demand_layering", "planning", "cold", "training"), claims_table),
+    "claims": (("demand_layering", "planning", "cold", "training", "training_plans"), claims_table),
     "strategies": (("strategies",), strategies_table),
     "layering": (("demand_layering",), layering_table),
     "prediction": (("prediction",), prediction_table),

@@ -26,7 +26,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = _DEFAULT_OUT,
 ) -> None:
     """Record, plan, and compare."""
-    found = results.envelope("training_plans", {})
+    found = results.envelope("training_plans", {"statistic": "one recording"})
     cells: list[dict[str, Any]] = []
     for name in models.split(","):
         child = Child("benchmarks.training_plans_child", LD_PRELOAD=str(library()))
