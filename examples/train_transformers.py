@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from penstock.training.trainer import AutoSwapCallback
 
 BUDGET = "130MiB"
-STEPS, BATCH = 12, 16
+STEPS, BATCH = 8, 16
 WORDS, LENGTH = 64, 128
 
 

@@ -69,9 +69,10 @@ def plan_swaps(
     method = min(found, key=lambda name: _rank(problem, found[name]))
     best = found[method]
     if scores == "best" and schedule == "stick-to-limit":
-        better = exchanged(problem, without_needless(problem, chosen[method]), deadline)
-        if _rank(problem, better) < _rank(problem, best):
-            method, best = "search", better
+        for name in sorted(chosen, key=lambda name: _rank(problem, found[name])):  # the best first: time may be short
+            better = exchanged(problem, without_needless(problem, chosen[name]), deadline)
+            if _rank(problem, better) < _rank(problem, best):
+                method, best = "search", better
     plan = SwapPlan(
         swaps=best.swaps,
         segments=problem.count,

@@ -50,10 +50,11 @@ def _filled(problem: SwapProblem, kept: list[Absence], left: list[Absence]) -> t
         left = [absence for absence in left if absence is not taken and _go_together(problem, absence, taken)]
 
 
-def _worth(problem: SwapProblem, absence: Absence, above: Floats) -> tuple[bool, float]:
+def _worth(problem: SwapProblem, absence: Absence, above: Floats) -> tuple[bool, float, bool]:
     taken_off = float(problem.during(absence, np.minimum(above, absence.nbytes) * problem.seconds).sum())
     hidden = problem.hidden_seconds(absence)
-    return hidden >= 0, taken_off / absence.nbytes if hidden >= 0 else hidden
+    is_hidden = hidden >= 0
+    return is_hidden, taken_off / absence.nbytes if is_hidden else hidden, absence.recompute_seconds is not None
 
 
 def without_needless(problem: SwapProblem, chosen: Sequence[Absence]) -> tuple[Absence, ...]:
@@ -87,14 +88,14 @@ def exchanged(problem: SwapProblem, chosen: Sequence[Absence], deadline: float) 
 
 
 def _instead(problem: SwapProblem, chosen: Sequence[Absence], given_up: Absence) -> Iterator[tuple[Absence, ...]]:
-    """Choices without one absence: with others for it, or the same storage computed again."""
+    """Choices without one absence: with others for it, or with something computed again."""
     kept = [absence for absence in chosen if absence is not given_up]
     taken = set(chosen)
     everything = (a for a in (*problem.absences, *problem.recomputable) if a not in taken)
     left = [a for a in everything if all(_go_together(problem, a, other) for other in kept)]
-    other, is_within = _filled(problem, list(kept), left)
-    if is_within:
-        yield other
-    for again in left:
-        if (again.storage, again.leaves) == (given_up.storage, given_up.leaves):
-            yield (*kept, again)
+    for first in (None, *(a for a in left if a.recompute_seconds is not None)):
+        begun = kept if first is None else [*kept, first]
+        others = left if first is None else [a for a in left if a is not first and _go_together(problem, a, first)]
+        found, is_within = _filled(problem, list(begun), others)
+        if is_within:
+            yield found
