@@ -106,5 +106,7 @@ def answers(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, objec
 
 
 # No test measures time: a slow machine is no failure.
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "untimed", max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("untimed")

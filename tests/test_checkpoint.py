@@ -179,7 +179,7 @@ def test_a_truncated_file_is_refused(cut: int, tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300)
+@settings(max_examples=90)
 def test_random_bytes_are_never_anything_but_a_checkpoint_error(tmp_path_factory: Any, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "random.safetensors"
     path.write_bytes(data)
@@ -201,7 +201,7 @@ ENTRY = st.fixed_dictionaries(
 
 
 @given(st.dictionaries(st.text(max_size=4), ENTRY | JSON, max_size=4) | JSON, st.binary(max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=90)
 def test_a_random_header_is_sound_or_a_checkpoint_error(tmp_path_factory: Any, header: Any, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "random.safetensors"
     path.write_bytes(raw(header, data))

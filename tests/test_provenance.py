@@ -68,7 +68,7 @@ def steps(draw: Callable[..., Any], shape: torch.Size) -> Callable[[torch.Tensor
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_a_tensor_keeps_its_bytes_through_any_operations(pairs: list[Pair], data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(range(4)), min_size=1, max_size=4))
     dim = data.draw(st.integers(-3, 2))

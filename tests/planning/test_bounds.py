@@ -80,7 +80,7 @@ def _reads(draw: st.DrawFn, weights: list[Weight]) -> list[tuple[int, ...]]:
 
 
 @given(tiny_problems(sliceable=False) | tiny_problems(sliceable=True))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_not_even_a_perfect_buffer_beats_the_bounds(problem: Problem) -> None:
     best = best_buffered(problem)
     assert least_warm_seconds(problem) <= best.warm_seconds * ROUNDING
@@ -88,7 +88,7 @@ def test_not_even_a_perfect_buffer_beats_the_bounds(problem: Problem) -> None:
 
 
 @given(tiny_problems(sliceable=False, in_one_file=True))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_not_even_a_perfect_buffer_for_joined_weights_beats_the_bounds(problem: Problem) -> None:
     may_join = joinable(problem)
     for count in (1, 2, 3):
@@ -104,7 +104,7 @@ def test_not_even_a_perfect_buffer_for_joined_weights_beats_the_bounds(problem: 
 
 
 @given(tiny_problems(sliceable=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_optimal_is_as_fast_as_any_plan_with_whole_loads_and_none_beats_the_bounds(problem: Problem) -> None:
     best = best_placed(problem)
     assert least_warm_seconds(problem) <= best.warm_seconds * ROUNDING

@@ -46,7 +46,7 @@ def test_the_least_buffers_are_the_tables(name: str, buffers: int, sizes: list[i
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), durations), min_size=1, max_size=9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_sequential_takes_the_sum_of_everything(layers: list[tuple[int, float]]) -> None:
     plan = _least("sequential", _problem([size for size, _ in layers], [k for _, k in layers], 1))
     total = sum(size + size / 2 + k for size, k in layers)
@@ -55,7 +55,7 @@ def test_sequential_takes_the_sum_of_everything(layers: list[tuple[int, float]])
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), durations), min_size=2, max_size=10).filter(lambda one: len(one) % 2 == 0))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_synchronous_takes_the_longest_stage_of_every_cycle(layers: list[tuple[int, float]]) -> None:
     r, k = [float(size) for size, _ in layers], [seconds for _, seconds in layers]
     c = [read / 2 for read in r]
@@ -89,7 +89,7 @@ def _recurrence(count: int, read: float, copy: float, kernel: float, staging: fl
 
 
 @given(st.integers(1, 5), st.integers(1, 4), durations, st.integers(2, 12))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_asynchronous_and_two_stage_follow_the_recurrences(size: int, slots: int, k: float, count: int) -> None:
     problem = _problem([size] * count, [k] * count, 1)
     in_ring = make_plan(replace(problem, budget_nbytes=slots * size * BLOCK), "two-stage")

@@ -73,7 +73,7 @@ def test_where_nobody_knows_when_activations_are_large_nothing_ebbs() -> None:
 
 
 @given(problems(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_beside_what_ebbs_every_call_has_room(problem: Problem, data: st.DataObject) -> None:
     level = data.draw(st.sampled_from(level_candidates(problem)))
     stays = list_ebbs(problem, level)
@@ -92,7 +92,7 @@ def test_a_skyline_leaves_each_call_its_height(heights: list[int]) -> None:
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_the_least_budget_has_a_plan_and_is_what_the_hardest_call_needs(problem: Problem) -> None:
     least_nbytes = needed_nbytes(problem, sliced=False)
     plan = least_plan(replace(problem, budget_nbytes=least_nbytes))
@@ -119,7 +119,7 @@ def _random_plan(problem: Problem, data: st.DataObject) -> Plan:
 
 
 @given(problems(budget_from=0.1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_a_ring_with_ebbs_is_right_and_each_call_stays_within_the_budget(problem: Problem, data: st.DataObject) -> None:
     plan = _random_plan(problem, data)
     check(problem, plan)
@@ -134,7 +134,7 @@ def test_a_ring_with_ebbs_is_right_and_each_call_stays_within_the_budget(problem
 
 
 @given(problems(budget_from=0.1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_loads_wait_for_ebbs_and_ebbs_for_nothing(problem: Problem, data: st.DataObject) -> None:
     problem = replace(problem, storage=replace(problem.storage, regain_bytes_per_second=1e15))
     plan = _random_plan(problem, data)
@@ -143,7 +143,7 @@ def test_loads_wait_for_ebbs_and_ebbs_for_nothing(problem: Problem, data: st.Dat
 
 
 @given(problems(budget_from=0.1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_who_fills_a_place_first_after_an_ebb_pays_for_its_pages(problem: Problem, data: st.DataObject) -> None:
     plan = _random_plan(problem, data)
     assert regained_nbytes(problem, plan.loads, plan.ebbs) == list(_regained(problem, plan))

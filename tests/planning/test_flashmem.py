@@ -90,7 +90,7 @@ def _best_objective(overlap: Overlap) -> float:
 
 @solver
 @given(overlaps())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_the_solver_finds_the_best_of_all_plans(overlap: Overlap) -> None:
     solved = solve(overlap, best_greedy(overlap), 30.0)
     best = _best_objective(overlap)
@@ -107,7 +107,7 @@ def test_the_solver_finds_the_best_of_all_plans(overlap: Overlap) -> None:
 
 
 @given(overlaps(calls=12, most=10, lookback=3), st.floats(0.0, 1.0))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_by_hand_there_is_always_a_plan_and_it_says_whether_it_keeps_the_limits(overlap: Overlap, share: float) -> None:
     found = Greedy(overlap, share).solve()
     for item, moves in found.pairs(overlap):
@@ -139,7 +139,7 @@ def _bytes_in_memory(problem: Problem, plan: Plan) -> list[int]:
 
 @solver
 @given(problems(budget_from=0.1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_bytes_in_memory_never_exceed_the_cap(problem: Problem) -> None:
     try:
         plan = make_plan(problem, "flashmem")
@@ -155,7 +155,7 @@ def _with_capacity(problem: Problem, load_nbytes: int) -> Problem:
 
 @solver
 @given(problems(budget_from=0.1), st.sampled_from([64, 128, 320]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_chunks_join_on_blocks_wherever_a_weight_begins(problem: Problem, chunk_nbytes: int) -> None:
     strategy = FlashMem(chunk_nbytes=chunk_nbytes, lam=0.8)
     problem = _with_capacity(problem, chunk_nbytes)

@@ -216,7 +216,7 @@ def test_joins_survive_json() -> None:
 
 
 @given(problems(budget_from=0.3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_whatever_may_be_joined_is_all_there_and_has_a_plan_as_soon_as_it_fits(problem: Problem) -> None:
     for joins in list_joins(problem):
         joined = join(problem, joins)

@@ -27,7 +27,7 @@ def _plan(problem: Problem, strategy: str) -> Plan:
 
 
 @given(problem=problems(budget_from=0.1), strategy=st.sampled_from(names()))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_call_stays_within_the_predicted_peak(problem: Problem, strategy: str) -> None:
     plan = _plan(problem, strategy)
     over_time = memory_over_time(plan)
@@ -44,7 +44,7 @@ def test_every_call_stays_within_the_predicted_peak(problem: Problem, strategy: 
 
 
 @given(problem=problems(budget_from=0.1), strategy=st.sampled_from(names()))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_streamed_bytes_are_those_that_the_timeline_has_in_the_arena(problem: Problem, strategy: str) -> None:
     plan = _plan(problem, strategy)
     passes = simulate(problem, plan, 60).passes[-2:]

@@ -41,7 +41,7 @@ def _slack_nbytes(problem: Problem) -> int:
 
 
 @given(problems())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=130, deadline=None)
 def test_a_plan_is_right_or_the_budget_is_refused_with_the_true_minimum(problem: Problem) -> None:
     least_nbytes = _least_nbytes(problem)
     needed_nbytes = get("optimal").needed_nbytes(problem)
@@ -57,7 +57,7 @@ def test_a_plan_is_right_or_the_budget_is_refused_with_the_true_minimum(problem:
 
 
 @given(problems())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_minimum_works_and_one_byte_less_does_not(problem: Problem) -> None:
     needed_nbytes = get("optimal").needed_nbytes(problem)
     assert _least_nbytes(problem) <= needed_nbytes <= _least_nbytes(problem) + _slack_nbytes(problem)

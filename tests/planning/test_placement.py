@@ -91,7 +91,7 @@ def test_few_buffers_are_placed_as_low_as_trying_every_order_places_them(item: B
         assert placed.proved_optimal
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=90)
 @given(buffers(), st.sampled_from([smartpool, as_allocated]))
 def test_what_is_placed_at_once_and_what_falls_from_it_are_placements(
     item: Buffers, heuristic: Callable[[Buffers], Ints]
@@ -106,7 +106,7 @@ def test_what_is_placed_at_once_and_what_falls_from_it_are_placements(
     assert height <= int((offsets + item.size).max())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=90)
 @given(buffers(most=12))
 def test_parts_share_no_moment_and_keep_who_meets_whom(item: Buffers) -> None:
     parts = split(item)
@@ -123,7 +123,7 @@ def test_parts_share_no_moment_and_keep_who_meets_whom(item: Buffers) -> None:
         assert together == bool(lives(item, one) & lives(item, other))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(buffers(most=12), st.randoms(use_true_random=False))
 def test_tables_by_powers_of_two_say_what_going_through_lifetimes_says(item: Buffers, random: Any) -> None:
     for part in split(item):
@@ -139,7 +139,7 @@ def test_tables_by_powers_of_two_say_what_going_through_lifetimes_says(item: Buf
             assert (lowest[moment] == offsets[lattice.covers[moment]].min(axis=0)).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(buffers(), st.integers(0, 3), st.integers(1, 9))
 def test_a_beam_with_enough_room_places_all_between_what_is_below_and_above(
     item: Buffers, seed: int, taken: int

@@ -120,7 +120,7 @@ class _Oracle:
 
 
 @given(problems(budget_from=0.05))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_the_simulation_is_what_an_event_driven_oracle_does(problem: Problem) -> None:
     try:
         plan = make_plan(problem)
@@ -133,7 +133,7 @@ def test_the_simulation_is_what_an_event_driven_oracle_does(problem: Problem) ->
 
 
 @given(problems(budget_from=0.05))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_long_run_is_as_predicted_and_no_faster_than_the_bounds(problem: Problem) -> None:
     try:
         plan = make_plan(problem)

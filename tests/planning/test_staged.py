@@ -48,7 +48,7 @@ def _with_later_begins(problem: Problem, plan: Plan, data: st.DataObject) -> Pla
 
 
 @given(problems(budget_from=0.1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_every_pacing_is_simulated_as_events_make_it(problem: Problem, data: st.DataObject) -> None:
     problem, plan = _random_plan(problem, data)
     check(problem, plan)
@@ -67,7 +67,7 @@ def test_every_pacing_is_simulated_as_events_make_it(problem: Problem, data: st.
 
 
 @given(problems(budget_from=0.1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_the_prediction_of_every_pacing_is_its_long_run(problem: Problem, data: st.DataObject) -> None:
     problem, plan = _random_plan(problem, data)
     seconds = simulate(problem, plan, passes=81).pass_seconds

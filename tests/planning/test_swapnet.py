@@ -51,7 +51,7 @@ def test_the_exposed_delay_is_the_papers() -> None:
 
 
 @given(layers, st.integers(2, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=110, deadline=None)
 def test_for_each_number_of_blocks_the_cuts_are_the_best_there_are(layers: list[tuple[int, float]], limit: int) -> None:
     problem = _problem(layers, limit * BLOCK)
     partition = Partition(problem, list_units(problem, streamable_uses(problem)), (), limit * BLOCK)
@@ -68,7 +68,7 @@ def test_for_each_number_of_blocks_the_cuts_are_the_best_there_are(layers: list[
 
 
 @given(layers)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_least_budget_is_the_widest_pair_of_the_finest_cut(layers: list[tuple[int, float]]) -> None:
     problem = _problem(layers, 1)
     least = min(_widest(layers, cuts) for cuts in _all_cuts(len(layers)))
@@ -91,7 +91,7 @@ def test_a_block_waits_for_all_of_its_weights_and_is_released_as_a_whole() -> No
 
 
 @given(problems(budget_from=0.2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_never_more_than_two_blocks_are_in_memory(problem: Problem) -> None:
     try:
         plan = make_plan(problem, "swapnet")
