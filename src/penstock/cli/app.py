@@ -35,7 +35,7 @@ app.command()(bench.bench)
 app.command()(pack.pack)
 app.command()(machine.machine)
 app.command("exec")(execute.execute)
-app.command("train-plan", context_settings={"ignore_unknown_options": False})(train_plan.train_plan)
+app.command("train-plan")(train_plan.train_plan)
 
 
 def _print_version(wanted: bool) -> None:

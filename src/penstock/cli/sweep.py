@@ -49,10 +49,6 @@ def show_sweep(
     page: Path | None,
 ) -> None:
     """Sweep the model in `folder`, called with `example`; with `measures`, run it in a handful of budgets too."""
-    from penstock.report import save_page, save_picture
-    from penstock.report.curve_table import make_curve_table
-    from penstock.report.curve_words import words_of
-
     with terminal.progress() as report:
         report("planning", 0, 0)
 
@@ -63,6 +59,16 @@ def show_sweep(
             curve = _measured_curve(report, folder, cls, example, find, strategies)
         else:
             curve = _curve(report, find(), _title(cls, example), None, strategies)
+    show_curve(terminal, curve, picture, page)
+    terminal.emit(json.loads(curve.to_json()))
+
+
+def show_curve(terminal: Terminal, curve: Curve, picture: Path | None, page: Path | None) -> None:
+    """Draw a curve into these files, and show it as a table and in words."""
+    from penstock.report import save_page, save_picture
+    from penstock.report.curve_table import make_curve_table
+    from penstock.report.curve_words import words_of
+
     if picture is not None:
         save_picture(curve, picture)
     if page is not None:
@@ -70,7 +76,6 @@ def show_sweep(
     terminal.show(make_curve_table(curve))
     for line in words_of(curve):
         terminal.show(line)
-    terminal.emit(json.loads(curve.to_json()))
 
 
 def _curve(

@@ -14,7 +14,7 @@ import typer
 
 from penstock.cli.execute import with_pool
 from penstock.cli.options import Json, Timeline, UsageError, check_writable, parse_budget
-from penstock.cli.sweep import check_drawings
+from penstock.cli.sweep import check_drawings, show_curve
 from penstock.cli.terminal import Terminal
 from penstock.errors import BudgetInfeasibleError, PlanError
 
@@ -85,24 +85,14 @@ def _show(
     timeline: Path | None,
 ) -> None:
     from penstock.planning.swap_explain import explain_swaps
-    from penstock.planning.swap_record import kept_free
-    from penstock.report import save_page, save_picture
-    from penstock.report.curve_table import make_curve_table
-    from penstock.report.curve_words import words_of
     from penstock.report.swapping import swap_curve, swap_tracks
 
     with terminal.progress() as report:
         curve = swap_curve(record, model=name, progress=lambda done, total: report("planning", done, total))
-    if picture is not None:
-        save_picture(curve, picture)
-    if page is not None:
-        save_page(curve, page)
-    terminal.show(make_curve_table(curve))
-    for line in words_of(curve):
-        terminal.show(line)
+    show_curve(terminal, curve, picture, page)
     found = _plan(record, budget) if budget is not None else None
     if found is not None and budget is not None:
-        terminal.show(explain_swaps(found, kept_free(budget, record.overhead_nbytes), record.kinds))
+        terminal.show(explain_swaps(found, budget - found.limit_nbytes, record.kinds))
         if timeline is not None:
             swap_tracks(record.within(budget), found, record.names, f"{name}, predicted").save(timeline)
     terminal.emit(

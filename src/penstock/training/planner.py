@@ -14,7 +14,7 @@ from penstock.errors import BudgetInfeasibleError
 from penstock.planning.swap import plan_swaps
 from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_problem import Floats, Link
-from penstock.planning.swap_record import SwapRecord, kept_free
+from penstock.planning.swap_record import SwapRecord
 from penstock.planning.swap_schedule import gone_in_time
 from penstock.training.iteration import Iteration
 from penstock.training.lifetimes import Lifetimes, read_lifetimes
@@ -69,7 +69,7 @@ class Planner:
             outside_nbytes = iteration.lasting_nbytes + self.lifetimes.again_nbytes
             peaks = self.lifetimes.segment_peaks() + outside_nbytes
             iteration = replace(iteration, peak_nbytes=tuple(int(peak) for peak in peaks))
-            self.overhead_nbytes = kept_free(budget.nbytes, None)
+            self.overhead_nbytes = 0  # nobody knows yet; each plan says
         else:
             self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
         self._is_measured = self.lifetimes is None
@@ -87,19 +87,12 @@ class Planner:
         Raises:
             BudgetInfeasibleError: there is none; says which budget has one.
         """
+        problem = self.record().within(self._budget.nbytes)
+        self.overhead_nbytes = self._budget.nbytes - problem.limit_nbytes
         try:
-            plan = self._plan(scores)
+            plan = plan_swaps(problem, scores=scores)
         except BudgetInfeasibleError as error:
-            spare_nbytes = self._budget.nbytes - error.needed_nbytes
-            if self._is_measured or spare_nbytes < 0:
-                raise self._refusal(error.needed_nbytes) from error
-            self.overhead_nbytes = spare_nbytes  # a guess refuses nothing
-            plan = self._plan(scores)
-        return plan
-
-    def _plan(self, scores: str) -> SwapPlan:
-        problem = self.iteration.problem(*self._links, self._budget.nbytes - self.overhead_nbytes)
-        plan = plan_swaps(problem, scores=scores)
+            raise self._refusal(error.needed_nbytes) from error
         return gone_in_time(problem, plan) if self.lifetimes is not None else plan
 
     def _refusal(self, live_nbytes: int) -> BudgetInfeasibleError:

@@ -68,8 +68,7 @@ class Swapper:
         self.futile: set[int] = set()
         self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
         self._all_states = states
-        numbers = {index: swap.storage for index, swap in enumerate(plan.swaps)}
-        self._states = {i: state for i, number in numbers.items() if (state := states.get(number)) is not None}
+        self._states = {i: s for i, swap in enumerate(plan.swaps) if (s := states.get(swap.storage)) is not None}
         count = plan.segments
         self._leaving = by_segment(swap.leaves for swap in plan.swaps)
         self._gone_by = by_segment(swap.gone_by % count for swap in plan.swaps)
