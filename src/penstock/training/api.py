@@ -22,6 +22,7 @@ def autoswap(
     offload_folder: str | Path | None = None,
     scores: str = "best",
     recompute: bool = False,
+    parameters: bool = False,
 ) -> AutoSwap:
     """Around an ordinary training loop: from the fifth iteration or so on, it stays within `budget`.
 
@@ -38,6 +39,9 @@ def autoswap(
         recompute: whether activations that cheap operations made may be computed again instead of being moved, where no
             gap hides that. For loops that compute the same in each iteration, with the same numbers (no annealed
             factor, no other branch): if one does not, what is computed again is found to differ, and that raises.
+        parameters: whether weights and gradients may be away, too, from one use to the next. For loops that look at
+            them as they were recorded to, through modules, or through state dicts: whoever else reads one while it is
+            away (its norm every hundredth step, an average) gets torch's error for tensors without data.
 
     Raises:
         BudgetError: the budget is no size.
@@ -62,4 +66,5 @@ def autoswap(
         offload_folder=Path(offload_folder).expanduser() if offload_folder is not None else None,
         scores=scores,
         recompute=recompute,
+        parameters=parameters,
     )

@@ -20,6 +20,7 @@ from penstock.planning.swap_plan import SwapPlan
 from penstock.report.curve import Curve
 from penstock.report.swapping import swap_curve, swap_tracks
 from penstock.report.timeline import Tracks
+from penstock.training.asking import Asking
 from penstock.training.correcting import Corrector
 from penstock.training.entry import Kept
 from penstock.training.iteration import Iteration
@@ -73,9 +74,11 @@ class AutoSwap:
         offload_folder: Path | None,
         scores: str,
         recompute: bool = False,
+        parameters: bool = False,
     ) -> None:
         self._model, self._optimizers, self.budget = model, list(optimizers), budget
-        self._folder, self._scores, self._recompute = offload_folder, scores, recompute
+        self._folder, self._scores = offload_folder, scores
+        self._recompute, self._moves_parameters = recompute, parameters
         self.plan: SwapPlan | None = None
         self.stats = SwapStats()
         self._observer: Observer | None = None
@@ -85,7 +88,7 @@ class AutoSwap:
         self._meter = Meter(0)
         self._corrector = Corrector(budget.nbytes, self._meter)
         self._hooks = saved_tensors_hooks(self._saved, self._taken)
-        self._handles: list[Any] = []
+        self._asking: Asking | None = None
         self._steps: Steps | None = None
         self._has_asked = False  # for state, between two iterations
         self._pool: Pool | None = None
@@ -105,16 +108,15 @@ class AutoSwap:
         if self._pool is None:
             limit_allocator(MAPPED_NBYTES, KEPT_NBYTES)
         return_free_memory()
-        observer = self._observer = Observer(len(self._optimizers), self._known, self._pool)
+        observer = self._observer = Observer(
+            len(self._optimizers), self._known, self._pool, parameters=self._moves_parameters
+        )
         self._meter = Meter(observer.live_nbytes)
         self._corrector = Corrector(self.budget.nbytes, self._meter)
         self._steps = Steps(self._optimizers, event=self._event, uses_state=self._uses_state, stepped=self._stepped)
-        for optimizer in self._optimizers:
-            self._handles += [
-                optimizer.register_state_dict_pre_hook(lambda _: self._have_states()),
-                optimizer.register_load_state_dict_pre_hook(lambda *_: self._have_states()),
-                optimizer.register_load_state_dict_post_hook(lambda _: self._forget_states()),
-            ]
+        self._asking = Asking(self._optimizers, bring=self._bring, forget_states=self._forget_states)
+        if self._moves_parameters:
+            self._asking.watch(self._model)
         _active.append(self)
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._hooks.__enter__()
@@ -133,8 +135,8 @@ class AutoSwap:
                 self._observer.end()
                 self._observer = None
             self._hooks.__exit__(kind, error, trace)
-            while self._handles:
-                self._handles.pop().remove()
+            if self._asking is not None:
+                self._asking.end()
             if self._steps is not None:
                 self._steps.end()
         finally:
@@ -206,7 +208,7 @@ class AutoSwap:
         if self._swapper is not None:
             self._swapper.have_states(parameters)
         elif self._planner is not None:
-            self._planner.states.present(parameters)
+            self._planner.movables.bring(parameters)
 
     def _stepped(self) -> None:
         if self._swapper is not None:
@@ -216,15 +218,14 @@ class AutoSwap:
             self._observe(self._observer)
             self._meter.reset()
 
-    def _have_states(self) -> None:
-        if self._planner is not None:
-            self._planner.states.present()
+    def _bring(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
+        """Somebody is about to read these, and their state, or all."""
+        if self._planner is not None and self._planner.movables.bring(parameters) > 0:
             self._has_asked = True
 
     def _forget_states(self) -> None:
         if self._planner is not None and self._swapper is not None:
-            self._planner.exclude(self._planner.states.numbers())
-            self._planner.states.forget()
+            self._planner.exclude(self._planner.movables.forget_states())
             self._swapper.forget_states()
             logger.warning("the optimizer's state was loaded anew: it stays in memory from now on, beyond the budget")
 
@@ -248,6 +249,7 @@ class AutoSwap:
             pool=self._pool,
             taken_nbytes=self._meter.taken_nbytes(),
             recompute=self._recompute,
+            parameters=self._moves_parameters,
         )
         for callback in _recorders:
             callback(self._planner)
@@ -273,8 +275,8 @@ class AutoSwap:
         finally:
             try:
                 if self._planner is not None:
-                    self._planner.states.present()
-                    self._planner.states.release()
+                    self._planner.movables.bring()
+                    self._planner.movables.release()
             finally:
                 if self._mover is not None:
                     self._mover.close()

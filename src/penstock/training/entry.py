@@ -76,6 +76,8 @@ class Entry:
         except BaseException:
             self._stays = True
             raise
+        finally:
+            del writing  # which has the error, which has this frame
         if not self._stays and self._versions == [tensor._version for tensor, _ in self._aliases]:
             self._written = written
             self._give_up()
@@ -142,7 +144,10 @@ class Entry:
         assert self._reading is not None, "memory of its own is free"
         reading, self._reading = self._reading, None
         storage, self._returning = self._returning, None
-        reading.result()
+        try:
+            reading.result()
+        finally:
+            del reading  # which has the error, which has this frame
         self._written = None
         assert storage is not None, "what is read goes somewhere"
         return storage
@@ -193,11 +198,16 @@ class Handle(Kept):
 
     __slots__ = ("_entry", "_geometry", "_nbytes")
 
-    def __init__(self, entry: Entry, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__(tensor)
-        self._entry, self._nbytes = entry, tensor.untyped_storage().nbytes()
+        self._entry: Entry | None = None
+        self._nbytes = tensor.untyped_storage().nbytes()
         self._geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
-        entry.hold(tensor, torch.empty(0, dtype=tensor.dtype))
+
+    def leave_with(self, entry: Entry) -> None:
+        """The storage comes back by this entry from now on."""
+        self._entry = entry
+        entry.hold(self._tensor, torch.empty(0, dtype=self._tensor.dtype))
 
     @property
     def nbytes(self) -> int:
@@ -205,10 +215,12 @@ class Handle(Kept):
 
     @property
     def is_computed(self) -> bool:
-        return self._entry.is_computed
+        return self._entry is not None and self._entry.is_computed
 
     def take(self) -> tuple[torch.Tensor, float]:
         tensor, _ = super().take()
+        if self._entry is None:
+            return tensor, 0.0
         storage, seconds = self._entry.present()
         if tensor.numel() or not math.prod(self._geometry[1]):
             return tensor, seconds

@@ -11,6 +11,7 @@ from penstock.budget import format_size
 from penstock.planning.swap_problem import Absence, Link, SwapProblem
 from penstock.training.recipes import Recipes
 from penstock.training.recompute import Recipe
+from penstock.training.stretches import Idle, find_idle
 from penstock.training.tape import SAVED, STEP_BEGINS, STEP_ENDED, STEP_PART, TAKEN, Event, StorageRecord, Tape
 
 _NAMES: dict[str, Callable[[Event], str]] = {
@@ -38,6 +39,7 @@ class Iteration:
         until: for each such storage, the segment at whose start nothing holds it any more.
         lasting_nbytes: of storages that outlive iterations.
         kinds: bytes that live in the segment with the most, by what they are for.
+        idle: weights and gradients that could be away, too, if their users agree.
     """
 
     events: tuple[Event, ...]
@@ -49,6 +51,7 @@ class Iteration:
     recomputable: tuple[Absence, ...] = ()
     recipes: Mapping[int, Recipe] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
+    idle: tuple[Idle, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """What each segment begins with, for people."""
@@ -84,7 +87,10 @@ def last_iteration(tape: Tape, period: int) -> Iteration:
     lasting_nbytes = sum(record.nbytes for record in tape.storages if record.born < first and record.died is None)
     again = tuple(_again(absence, recipes[absence.storage]) for absence in absences if absence.storage in recipes)
     kinds = _kinds(tape, first - 1 + int(np.argmax(tape.peak_nbytes[first - 1 : -1])))
-    return Iteration(tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes, again, recipes, kinds)
+    idle = tuple(found for found in find_idle(tape, first, LEAST_NBYTES) if found.gaps)
+    return Iteration(
+        tape.events[first:], seconds, peaks, tuple(absences), until, lasting_nbytes, again, recipes, kinds, idle
+    )
 
 
 def _kinds(tape: Tape, segment: int) -> dict[str, int]:

@@ -127,10 +127,11 @@ def plan_pool(
     back = np.zeros((len(plan.swaps), 3), dtype=np.int64)
     for index, (swap, block, end) in enumerate(zip(plan.swaps, allocations, stays, strict=True)):
         begin = lifetimes.mark(swap.reads_at)
-        until = lifetimes.mark(end) if block is None else int(upper[block])
-        back[index] = begin, max(until, begin + 1), room_nbytes(swap.nbytes)
+        until = lifetimes.mark(end)
         if block is not None:
-            upper[block] = max(lifetimes.mark(swap.gone_by), int(lower[block]) + 1)
+            until = min(until, int(lifetimes.upper[block]))
+            upper[block] = min(int(upper[block]), max(lifetimes.mark(swap.gone_by), int(lower[block]) + 1))
+        back[index] = begin, max(until, begin + 1), room_nbytes(swap.nbytes)
     is_placed = upper > lower
     blocks = np.stack([lower, upper, size], axis=1)[is_placed]
     begins, ends, sizes = np.concatenate([blocks, back]).T

@@ -109,9 +109,16 @@ def _settle(future: Future[T], moved: Moved, nbytes: int, work: Callable[[], T])
         moved.seconds += perf_counter() - began
         future.set_result(result)
     except StorageError as error:
-        future.set_exception(error)
+        future.set_exception(_without_frames(error))
     except BaseException as error:  # a thread that dies would leave its caller waiting
         future.set_exception(StorageError(f"moving an activation failed ({error!r})"))
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """Frames have the future, which has the error: what could not be moved would stay until cycles are collected."""
+    if error.__cause__ is not None:
+        error.__cause__.with_traceback(None)
+    return error.with_traceback(None)
 
 
 class Place:

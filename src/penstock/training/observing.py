@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Iterable
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from penstock.training.iteration import last_iteration, tokens
 from penstock.training.period import find_period
 from penstock.training.pool import Pool
-from penstock.training.tape import Event, Recorder
+from penstock.training.tape import PARAMETERS, Event, Recorder
 from penstock.training.timing import Timing
 
 logger = logging.getLogger("penstock")
@@ -30,15 +31,17 @@ class Observer:
         optimizers: how many step.
         known: what the tensors of the model and its optimizers are for, at any moment.
         pool: which records, too, if it is preloaded.
+        parameters: whether it matters when gradients come to be.
 
     Attributes:
         found: the iteration, once it is known.
     """
 
-    def __init__(self, optimizers: int, known: Known, pool: Pool | None) -> None:
+    def __init__(self, optimizers: int, known: Known, pool: Pool | None, *, parameters: bool) -> None:
         self._patience, self._pool = PATIENCE * optimizers, pool
         self._recorder = Recorder()
-        self._known = known
+        self._known, self._sees_gradients = known, parameters
+        self._handles: list[RemovableHandle] = []
         self._recorder.know(known())
         self._timing: Timing | None = None
         self._steps = 0
@@ -53,6 +56,9 @@ class Observer:
     def begin(self) -> None:
         """See operations from now on."""
         self._is_recording = True
+        for kind, parameter in self._known() if self._sees_gradients else ():
+            if kind == PARAMETERS and parameter.requires_grad and parameter.is_leaf:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._recorder.accumulated))
         self._recorder.__enter__()  # type: ignore[no-untyped-call]
 
     def event(self, event: Event, storage: torch.UntypedStorage | None = None) -> None:
@@ -92,5 +98,7 @@ class Observer:
         """See operations no more. Safe to call twice."""
         if self._is_recording:
             self._is_recording = False
+            while self._handles:
+                self._handles.pop().remove()
             self._recorder.forget()
             self._recorder.__exit__(None, None, None)  # type: ignore[no-untyped-call]

@@ -33,16 +33,13 @@ def own_places(plan: SwapPlan, iteration: Iteration) -> list[Place]:
 
 
 def _stays_until(plan: SwapPlan, index: int, iteration: Iteration) -> int:
-    """The segment at whose start nothing has what this swap brought back any more."""
-    swap = plan.swaps[index]
+    """The segment at whose start nothing has what this swap brought back any more, or it is gone again."""
+    swap, count = plan.swaps[index], plan.segments
+    others = [other for other in plan.swaps if other.storage == swap.storage]
+    later = [other.gone_by for other in others if other.leaves >= swap.returns]
     if swap.storage in iteration.until:
-        return iteration.until[swap.storage]
-    later = (
-        other.gone_by + (plan.segments if other.leaves < swap.returns else 0)
-        for other in plan.swaps
-        if other.storage == swap.storage
-    )
-    return min(later)  # an optimizer's state stays until it leaves again
+        return min([*later, iteration.until[swap.storage]])
+    return min([*later, *(other.gone_by + count for other in others if other.leaves < swap.returns)])
 
 
 def pool_places(
@@ -59,6 +56,7 @@ def plan_places(lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, 
     """Addresses for all blocks of an iteration, and for what comes back."""
     first, count = lifetimes.first_ordinal, len(lifetimes.nbytes)
     found_at = [allocations.get(swap.storage, -1) - first for swap in plan.swaps]
-    blocks = [block if 0 <= block < count else None for block in found_at]
+    dies = lifetimes.upper > lifetimes.lower
+    blocks = [block if 0 <= block < count and dies[block] else None for block in found_at]
     stays = [_stays_until(plan, index, iteration) for index in range(len(plan.swaps))]
     return plan_pool(lifetimes, plan, blocks, stays)

@@ -19,10 +19,10 @@ from penstock.planning.swap_schedule import gone_in_time
 from penstock.training.iteration import Iteration
 from penstock.training.lifetimes import Lifetimes, read_lifetimes
 from penstock.training.links import measure_links
+from penstock.training.movables import Movables
 from penstock.training.mover import Mover
 from penstock.training.placing import own_places, pool_places
 from penstock.training.pool import Pool
-from penstock.training.states import States, idle_states
 from penstock.training.swap_stats import SwapStats
 from penstock.training.swapper import Swapper
 from penstock.training.timing import Timing
@@ -39,10 +39,11 @@ class Planner:
         pool: which recorded it, if it is preloaded.
         taken_nbytes: what it was measured to take; 0 if nobody knows.
         recompute: whether activations may be computed again.
+        parameters: whether weights and gradients may leave, too.
 
     Attributes:
         iteration: with all that could be away.
-        states: of the optimizers, as far as they could be.
+        movables: what could be, beside activations.
         overhead_nbytes: what is kept free for what is not in the plan.
         allocations: which recorded allocation each storage that may leave is.
         lifetimes: what the pool recorded of the iteration; None where there is no pool, or it saw no two alike.
@@ -58,13 +59,13 @@ class Planner:
         pool: Pool | None,
         taken_nbytes: int,
         recompute: bool,
+        parameters: bool,
     ) -> None:
         self._budget, self._pool = budget, pool
         iteration = replace(timing.iteration, seconds=timing.seconds())
         self.lifetimes: Lifetimes | None = None
         if pool is not None:
             self.lifetimes = read_lifetimes(pool.recorded(), len(iteration.events), timing.marked)
-        self.allocations = timing.allocations
         if self.lifetimes is not None:
             outside_nbytes = iteration.lasting_nbytes + self.lifetimes.again_nbytes
             peaks = self.lifetimes.segment_peaks() + outside_nbytes
@@ -73,12 +74,18 @@ class Planner:
         else:
             self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
         self._is_measured = self.lifetimes is None
-        idle = list(idle_states(optimizers, iteration.events))
-        self.states = States({absences[0].storage: state for state, absences in idle})
-        absences = (*iteration.absences, *(absence for _, found in idle for absence in found))
-        self.iteration: Iteration = replace(iteration, absences=absences)
         if not recompute:
-            self.iteration = replace(self.iteration, recomputable=(), recipes={})
+            iteration = replace(iteration, recomputable=(), recipes={})
+        self.movables = Movables(optimizers, iteration, parameters=parameters)
+        gradients = ((number, id(parameter)) for number, parameter in self.movables.gradients())
+        self.allocations = timing.allocations | {
+            n: timing.gradients[key] for n, key in gradients if key in timing.gradients
+        }
+        self.iteration: Iteration = replace(
+            iteration,
+            absences=(*iteration.absences, *self.movables.absences),
+            until=iteration.until | self.movables.until,
+        )
         self._links: tuple[Link, Link] = measure_links(folder)
 
     def plan(self, scores: str) -> SwapPlan:
@@ -121,7 +128,9 @@ class Planner:
         iteration, pool, lifetimes = self.iteration, self._pool, self.lifetimes
         if pool is None or lifetimes is None:
             places = own_places(plan, iteration)
-            return Swapper(iteration.events, plan, mover, places, stats, states=self.states, recipes=iteration.recipes)
+            return Swapper(
+                iteration.events, plan, mover, places, stats, movables=self.movables, recipes=iteration.recipes
+            )
         places = pool_places(pool, lifetimes, plan, self.allocations, iteration)
         pool.retire()
         first = [*lifetimes.first_allocations, len(lifetimes.nbytes)]  # after the last segment nothing is planned
@@ -131,7 +140,7 @@ class Planner:
             mover,
             places,
             stats,
-            states=self.states,
+            movables=self.movables,
             recipes=iteration.recipes,
             seek=lambda segment: pool.seek(first[segment]),
         )

@@ -15,9 +15,10 @@ from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_simulation import by_segment
 from penstock.training.again import EntryAgain
 from penstock.training.entry import Entry, Handle, Kept
+from penstock.training.movable import Weight
+from penstock.training.movables import Movables
 from penstock.training.mover import Mover, Place
 from penstock.training.recompute import Recipe
-from penstock.training.states import States
 from penstock.training.swap_stats import SegmentClock, SwapStats
 from penstock.training.swapfile import room_nbytes
 from penstock.training.tape import SAVED, TAKEN, Event
@@ -34,7 +35,7 @@ class Swapper:
         mover: what moves storages.
         places: for each swap, where it comes back to.
         stats: to be kept.
-        states: of optimizers, which may be away already.
+        movables: what others than autograd hold, which may be away already.
         recipes: for what is computed again, by its number as a storage.
         seek: told which segment begins.
 
@@ -51,7 +52,7 @@ class Swapper:
         places: Sequence[Place],
         stats: SwapStats,
         *,
-        states: States,
+        movables: Movables,
         recipes: Mapping[int, Recipe],
         seek: Callable[[int], None] = lambda segment: None,
     ) -> None:
@@ -67,13 +68,14 @@ class Swapper:
         self._is_broken = False
         self.futile: set[int] = set()
         self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
-        self._all_states = states
-        self._states = {i: s for i, swap in enumerate(plan.swaps) if (s := states.get(swap.storage)) is not None}
+        self._all = movables
+        self._movables = {i: m for i, swap in enumerate(plan.swaps) if (m := movables.get(swap.storage)) is not None}
         count = plan.segments
         self._leaving = by_segment(swap.leaves for swap in plan.swaps)
         self._gone_by = by_segment(swap.gone_by % count for swap in plan.swaps)
         self._gone_before = by_segment((swap.gone_by + 1) % count for swap in plan.swaps)
         self._reading = by_segment(swap.reads_at % count for swap in plan.swaps)
+        self._due = by_segment(swap.returns % count for swap in plan.swaps)
         self._offsets: dict[int, int] = {}  # in the file, of what autograd saves
         self._shared_nbytes = 0  # of the file, which are not this plan's alone
         self._entries: list[weakref.ref[Entry] | None] = [None] * len(plan.swaps)  # what graphs do not hold is gone
@@ -84,13 +86,13 @@ class Swapper:
 
     def _begin(self) -> None:
         """Before the first iteration: room in the file, and what is idle leaves already."""
-        for state in self._states.values():
-            state.allot(self._mover)
+        for movable in self._movables.values():
+            movable.allot(self._mover)
         self._shared_nbytes = self._mover.file.nbytes
         for index, swap in enumerate(self.plan.swaps):
-            if index not in self._states and index not in self._recipes:
+            if index not in self._movables and index not in self._recipes:
                 self._offsets[index] = self._mover.file.allot(room_nbytes(swap.nbytes))
-        self._all_states.stay({swap.storage for swap in self.plan.swaps})
+        self._all.stay({swap.storage for swap in self.plan.swaps})
         self.leave_idle()
 
     # -- what autograd and optimizers tell --
@@ -106,11 +108,19 @@ class Swapper:
             anew = self._by_storage[key] = self._new_entry(index, storage)
             self._entries[index] = weakref.ref(anew)
             del anew
-        entry = self._by_storage.get(key)
-        kept = Handle(entry, tensor) if entry is not None else Kept(tensor)
+        kept = self._keep(tensor, self._by_storage.get(key), self._all.weight(storage))
         if is_followed and segment in self._needed:
             self._saved_at[segment] = weakref.ref(kept)
         return kept
+
+    def _keep(self, tensor: torch.Tensor, entry: Entry | None, weight: Weight | None) -> Kept:
+        if weight is not None:
+            return weight.saved(tensor)
+        if entry is None:
+            return Kept(tensor)
+        handle = Handle(tensor)
+        handle.leave_with(entry)
+        return handle
 
     def _new_entry(self, index: int, storage: torch.UntypedStorage) -> Entry:
         place, recipe = self._places[index], self._recipes.get(index)
@@ -165,18 +175,18 @@ class Swapper:
         Raises:
             StorageError: it could not be read.
         """
-        self.clock.wait_late(self._all_states.present(parameters))
+        self.clock.wait_late(self._all.bring(parameters))
 
     def forget_states(self) -> None:
         """The optimizer has other ones now, which stay."""
-        self._states.clear()
+        self._movables = {index: movable for index, movable in self._movables.items() if not movable.is_state}
 
     # -- the plan --
 
     def _act(self, segment: int) -> None:
         for index in self._leaving.get(segment, ()):
-            if index in self._states:
-                self._leave_state(index)
+            if index in self._movables:
+                self._leave(index)
             elif (entry := self._entry(index)) is not None:
                 self._by_storage = {key: e for key, e in self._by_storage.items() if e is not entry}
                 if entry.is_computed:
@@ -200,6 +210,9 @@ class Swapper:
             returning = self._entry(index)
             if returning is not None:
                 returning.begin_to_return()
+        for index in self._due.get(segment, ()):
+            if index in self._movables:
+                self.clock.wait_late(self._movables[index].bring())
 
     def _entry(self, index: int) -> Entry | None:
         reference = self._entries[index]
@@ -208,22 +221,25 @@ class Swapper:
     def _is_waited_for(self, index: int) -> bool:
         return self.plan.swaps[index].gone_by < self.plan.swaps[index].reads_at
 
-    def _leave_state(self, index: int) -> None:
+    def _leave(self, index: int) -> None:
         if not self._is_broken:
-            entry = self._states[index].leave(self._mover, self._places[index])
+            movable = self._movables[index]
+            entry = movable.leave(self._mover, self._places[index])
             if entry is not None:
                 self._entries[index] = weakref.ref(entry)
                 self._left(index, entry)
+            elif movable.entry is None:  # it is another one, or there is none
+                self.futile.add(self.plan.swaps[index].storage)
 
     def _left(self, index: int, entry: Entry) -> None:
         self._unsettled[index] = entry
         self.stats.swapped_nbytes += self.plan.swaps[index].nbytes
 
     def leave_idle(self) -> None:
-        """State that should be away when an iteration begins, and is not, leaves, and is waited for."""
-        left = [i for i, swap in enumerate(self.plan.swaps) if i in self._states and swap.returns > self.plan.segments]
+        """What should be away when an iteration begins, and is not, leaves, and is waited for."""
+        left = [i for i, s in enumerate(self.plan.swaps) if i in self._movables and s.returns > self.plan.segments]
         for index in left:
-            self._leave_state(index)
+            self._leave(index)
         self._settle(left)
 
     def _settle(self, needed: Collection[int]) -> None:
@@ -252,11 +268,12 @@ class Swapper:
         self.clock.depart()
         self.stats.departed += 1
         self._stay()
+        self.clock.wait_late(self._all.bring_parameters())
 
     def _stay(self) -> None:
         """What autograd saved is kept in memory, as far as it is there."""
         for index in range(len(self._entries)):
-            if index not in self._states and (entry := self._entry(index)) is not None:
+            if index not in self._movables and (entry := self._entry(index)) is not None:
                 entry.stay()
 
     def bring_back(self) -> None:
@@ -266,7 +283,7 @@ class Swapper:
             StorageError: something could not be read.
         """
         self._stay()
-        failures: list[StorageError] = []
+        failure: StorageError | None = None
         entries = [entry for reference in self._last if reference is not None and (entry := reference()) is not None]
         for entry in (*entries, *self._unsettled.values()):
             with contextlib.suppress(StorageError):  # what could not be written is in memory
@@ -276,14 +293,17 @@ class Swapper:
             try:
                 entry.present()
             except StorageError as error:
-                failures.append(error)
+                failure = failure or error
         self._mover.file.shrink(self._shared_nbytes)
-        if failures:
-            raise failures[0]
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # which has this frame
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False
-        self._entries = [found if index in self._states else None for index, found in enumerate(self._entries)]
-        self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._states}
+        self._entries = [found if index in self._movables else None for index, found in enumerate(self._entries)]
+        self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._movables}
         self._by_storage.clear()
         self._saved_at = {}

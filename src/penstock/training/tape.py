@@ -76,11 +76,13 @@ class StorageRecord:
         born: the segment in which it was allocated; -1 where it was there before.
         died: the segment in which it was released; None where it still lives.
         uses: segments in which an operation read or wrote it, ascending.
+        touches: segments in which anything had it, views of it included, ascending.
         saves: events, ascending, by which autograd saved it.
         operation: what allocated it, as torch's dispatcher names it.
         writes: numbers of the operations that wrote to it after the first.
         made: how it could be made again, if it could.
         known_as: what it is for, where its owner said so.
+        accumulated: of a gradient, the first segment in which its parameter had it.
     """
 
     nbytes: int
@@ -88,10 +90,12 @@ class StorageRecord:
     operation: str
     died: int | None = None
     uses: list[int] = field(default_factory=list)
+    touches: list[int] = field(default_factory=list)
     saves: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
     made: Made | None = None
     known_as: str | None = None
+    accumulated: int | None = None
 
     @property
     def kind(self) -> str:
@@ -99,8 +103,15 @@ class StorageRecord:
         return self.known_as or (ACTIVATIONS if self.saves else TEMPORARIES)
 
     def use(self, segment: int) -> None:
+        """An operation reads or writes it."""
         if not self.uses or self.uses[-1] != segment:
             self.uses.append(segment)
+        self.touch(segment)
+
+    def touch(self, segment: int) -> None:
+        """Something has it, if only to look at its shape."""
+        if not self.touches or self.touches[-1] != segment:
+            self.touches.append(segment)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +125,7 @@ class Tape:
         storages: all that lived.
         operations: how many there were before each event.
         known: tensors of storages that were there before, which stay the same objects.
+        gradients: whose they are, in the order in which they came to be.
     """
 
     events: tuple[Event, ...]
@@ -122,6 +134,7 @@ class Tape:
     storages: tuple[StorageRecord, ...]
     operations: tuple[int, ...]
     known: Mapping[StorageRecord, torch.Tensor]
+    gradients: Mapping[StorageRecord, torch.Tensor]
 
 
 class Recorder(TorchDispatchMode):
@@ -139,6 +152,7 @@ class Recorder(TorchDispatchMode):
         self._count = 0  # of operations
         self._operations: list[int] = []
         self._known: dict[StorageRecord, torch.Tensor] = {}
+        self._gradients: dict[StorageRecord, torch.Tensor] = {}
 
     # -- what happens --
 
@@ -149,6 +163,7 @@ class Recorder(TorchDispatchMode):
             record = self._record(storage, "(before)", born=-1)
             if event.kind == SAVED:
                 record.saves.append(len(self.events))
+                record.touch(len(self.events))
             else:
                 record.use(len(self.events))
         self.events.append(event)
@@ -171,7 +186,9 @@ class Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         for storage in _storages((args, kwargs)):
             record = self._record(storage, "(before)", born=-1)
-            if not func.is_view:
+            if func.is_view:
+                record.touch(segment)
+            else:
                 record.use(segment)
         self._note_writes(func._schema, args, kwargs)
         before = len(self._storages)
@@ -232,17 +249,31 @@ class Recorder(TorchDispatchMode):
                 record.known_as = kind
                 if is_new and kind in (PARAMETERS, BUFFERS):
                     self._known[record] = tensor
+                elif self._known.get(record, tensor) is not tensor:
+                    del self._known[record]  # several share it
+
+    def accumulated(self, parameter: torch.Tensor) -> None:
+        """A parameter has got its gradient, or more of it."""
+        for storage in _storages(parameter.grad):
+            segment = len(self.events) - 1
+            record = self._record(storage, "(before)", born=-1)
+            record.touch(segment)
+            record.known_as = GRADIENTS
+            if record.accumulated is None:
+                record.accumulated = segment
+                self._gradients[record] = parameter
 
     def forget(self) -> None:
         """Hold no tensor any more; storages outlive this."""
-        self._known = {}
+        self._known, self._gradients = {}, {}
 
     def tape(self) -> Tape:
         """All so far; the last segment, which the last event began, is not over."""
         seconds = (*self._seconds, perf_counter() - self._began)
         peaks = (*self._peaks, self._segment_peak_nbytes)
         operations = tuple(self._operations)
-        return Tape(tuple(self.events), seconds, peaks, tuple(self._storages), operations, self._known)
+        storages = tuple(self._storages)
+        return Tape(tuple(self.events), seconds, peaks, storages, operations, self._known, self._gradients)
 
 
 def _is_plain(value: Any) -> bool:

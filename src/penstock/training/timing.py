@@ -12,7 +12,7 @@ import torch
 
 from penstock.training.iteration import Iteration
 from penstock.training.pool import Pool
-from penstock.training.tape import Event
+from penstock.training.tape import GRADIENTS, Event
 
 ITERATIONS = 2
 """One is read, and the one after it tells when what it leaves behind is released."""
@@ -29,6 +29,7 @@ class Timing:
         iteration: as it was recorded.
         allocations: for each event that saves what may leave, which recorded allocation its storage was last; -1 if
             none was.
+        gradients: the same of gradients, by the identity of whose they are.
         marked: events so far, as the pool counts them.
     """
 
@@ -40,6 +41,7 @@ class Timing:
         self._seconds: list[float] = []
         self._all_seconds: list[list[float]] = []
         self.allocations: dict[int, int] = {}
+        self.gradients: dict[int, int] = {}
         if pool is not None:
             pool.record()
 
@@ -60,8 +62,14 @@ class Timing:
             self.allocations[self._next] = self._pool.ordinal(storage.data_ptr())
         self._next += 1
         if self._next == len(self._events):
+            self._find_gradients()
             self._all_seconds.append(self._seconds)
             self._seconds, self._next = [], 0
+
+    def _find_gradients(self) -> None:
+        for idle in self.iteration.idle:
+            if self._pool is not None and idle.kind == GRADIENTS and idle.parameter.grad is not None:
+                self.gradients[id(idle.parameter)] = self._pool.ordinal(idle.parameter.grad.data_ptr())
 
     @property
     def is_done(self) -> bool:

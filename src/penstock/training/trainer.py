@@ -39,7 +39,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
         offload_folder: on a local disk; the system's temporary folder if None.
-        scores, recompute: as for `autoswap`.
+        scores, recompute, parameters: as for `autoswap`.
 
     Raises:
         BudgetError: the budget is no size.
@@ -53,9 +53,11 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
         offload_folder: str | Path | None = None,
         scores: str = "best",
         recompute: bool = False,
+        parameters: bool = False,
     ) -> None:
         self.budget = Budget(budget)
-        self._folder, self._scores, self._recompute = offload_folder, scores, recompute
+        self._folder, self._scores = offload_folder, scores
+        self._recompute, self._parameters = recompute, parameters
         self._swap: AutoSwap | None = None
 
     @property
@@ -110,6 +112,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
             offload_folder=self._folder,
             scores=self._scores,
             recompute=self._recompute,
+            parameters=self._parameters,
         )
         self._swap = swap.__enter__()
         AutoSwapCallback._open = self

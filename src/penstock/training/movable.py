@@ -1,0 +1,172 @@
+"""Tensors that somebody other than autograd holds, and whose memory goes and comes: state, weights, gradients."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from penstock.runtime.binding import unreadable
+from penstock.training.entry import Entry, Handle
+from penstock.training.iteration import LEAST_NBYTES
+from penstock.training.mover import Mover, Place
+from penstock.training.swapfile import room_nbytes
+
+
+def can_leave(value: object) -> bool:
+    """Whether it is a large tensor that has a storage in memory to itself."""
+    return (
+        type(value) in (torch.Tensor, nn.Parameter)
+        and isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        and value.device.type == "cpu"
+        and value.untyped_storage().nbytes() == value.numel() * value.element_size() >= LEAST_NBYTES
+    )
+
+
+class Movable:
+    """One tensor, which stays the same object while its memory goes and comes.
+
+    Args:
+        parameter: whose it is.
+        nbytes: of its storage.
+
+    Attributes:
+        entry: by which its memory has gone, or goes; None while it is there.
+        is_state: whether the optimizer asks for it.
+    """
+
+    is_state: ClassVar[bool] = False
+
+    def __init__(self, parameter: torch.Tensor, nbytes: int) -> None:
+        self.parameter, self.nbytes = parameter, nbytes
+        self.entry: Entry | None = None
+        self._offset: int | None = None  # in the file
+        self._gone: torch.Tensor | None = None
+        self._geometry: tuple[int, torch.Size, tuple[int, ...]] = 0, torch.Size(), ()
+
+    def _current(self) -> torch.Tensor | None:
+        """The tensor as it is now."""
+        raise NotImplementedError
+
+    def allot(self, mover: Mover) -> None:
+        """Have room in the file, for as long as there is one.
+
+        Raises:
+            StorageError: the disk has none.
+        """
+        if self._offset is None:
+            self._offset = mover.file.allot(room_nbytes(self.nbytes))
+
+    def leave(self, mover: Mover, place: Place) -> Entry | None:
+        """Begin to write it; what it comes back by. None where it is away, or on its way, already, or has to stay."""
+        assert self._offset is not None, "there is room for it"
+        if self.entry is not None and (self.entry.storage is None or self.entry.is_leaving):
+            self.entry.place = place
+            return None
+        self.entry = None
+        tensor = self._current()
+        if tensor is None or not can_leave(tensor) or tensor.untyped_storage().nbytes() != self.nbytes:
+            return None
+        self._gone, self._geometry = tensor, (int(tensor.storage_offset()), tensor.size(), tensor.stride())
+        entry = self.entry = Entry(tensor.untyped_storage(), mover, self._offset, place)
+        entry.hold(tensor, unreadable(tuple(tensor.shape), tensor.dtype, tensor.device, tensor.stride()))
+        self._hold(entry)
+        entry.leave()
+        return entry
+
+    def _hold(self, entry: Entry) -> None:
+        """Whatever else has its memory is to give it up, too."""
+
+    def bring(self) -> float:
+        """Have it in memory; the seconds that it was waited for.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        entry, tensor = self.entry, self._gone
+        if entry is None or tensor is None:
+            return 0.0
+        if self._current() is not tensor or (entry.storage is None and not tensor.is_meta):
+            self.release()  # somebody has put something else there meanwhile
+            return 0.0
+        storage, seconds = entry.present()
+        if tensor.is_meta:
+            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry)
+        self.release()
+        return seconds
+
+    def release(self) -> None:
+        """It is in memory: hold nothing of it any more."""
+        self.entry = self._gone = None
+
+
+class State(Movable):
+    """A tensor of an optimizer's state."""
+
+    is_state = True
+
+    def __init__(self, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+        super().__init__(parameter, tensor.untyped_storage().nbytes())
+        self._tensor = tensor
+
+    def _current(self) -> torch.Tensor:
+        return self._tensor
+
+
+class Gradient(Movable):
+    """Whatever gradient a parameter has; another one in each iteration, or none."""
+
+    def _current(self) -> torch.Tensor | None:
+        return self.parameter.grad
+
+
+class Weight(Movable):
+    """A parameter, of which autograd saves views.
+
+    Args:
+        by_storage: all weights, by the storages that they have; is kept.
+    """
+
+    def __init__(self, parameter: torch.Tensor, nbytes: int, by_storage: dict[int, Weight]) -> None:
+        super().__init__(parameter, nbytes)
+        self._by_storage = by_storage
+        self._handles: list[weakref.ref[Handle]] = []
+        self._know()
+
+    def _know(self) -> None:
+        self._by_storage[self.parameter.untyped_storage()._cdata] = self
+
+    def _current(self) -> torch.Tensor:
+        return self.parameter
+
+    def has(self, storage: torch.UntypedStorage) -> bool:
+        """Whether this is its memory."""
+        return not self.parameter.is_meta and self.parameter.untyped_storage()._cdata == storage._cdata
+
+    def saved(self, tensor: torch.Tensor) -> Handle:
+        """What autograd is to keep of a view of it."""
+        handle = Handle(tensor)
+        self._handles.append(weakref.ref(handle))
+        return handle
+
+    def _live_handles(self) -> Iterator[weakref.ref[Handle]]:
+        return (reference for reference in self._handles if reference() is not None)
+
+    def _hold(self, entry: Entry) -> None:
+        self._by_storage.pop(self.parameter.untyped_storage()._cdata, None)
+        self._handles = list(self._live_handles())
+        for reference in self._handles:
+            handle = reference()
+            if handle is not None:
+                handle.leave_with(entry)
+
+    def bring(self) -> float:
+        seconds = super().bring()
+        if not self.parameter.is_meta:
+            self._know()
+        return seconds
