@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import penstock
 from penstock.errors import StorageError
 from penstock.planning.swap_problem import Link
-from penstock.training import swapfile
+from penstock.training import pool, swapfile
 from penstock.training.autoswap import AutoSwap
 from penstock.training.movable import Gradient, Weight
 
@@ -48,8 +51,8 @@ def inputs(count: int = STEPS, rows: int = 64) -> list[torch.Tensor]:
 def moved(swap: AutoSwap, kind: type) -> int:
     """How many of a kind the plan has leave."""
     assert swap.plan is not None
-    assert swap._planner is not None
-    found = {swap_.storage: swap._planner.movables.get(swap_.storage) for swap_ in swap.plan.swaps}
+    assert swap.planner is not None
+    found = {swap_.storage: swap.planner.movables.get(swap_.storage) for swap_ in swap.plan.swaps}
     return sum(isinstance(movable, kind) for movable in found.values())
 
 
@@ -269,7 +272,7 @@ def now_and_then(what: Callable[[nn.Module, torch.optim.Optimizer], object]) -> 
 
 
 def load_other(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()})
+    model.load_state_dict(make()[0].state_dict())
 
 
 def evaluate_once(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -282,7 +285,8 @@ def evaluate_a_part_with_gradients(model: nn.Module, optimizer: torch.optim.Opti
 
 
 def give_other_data(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model.layers[4].weight.data = torch.full((WIDTH, WIDTH), 1e-3)  # type: ignore[index]
+    for layer in model.layers:  # type: ignore[union-attr]
+        layer.weight.data = torch.full((WIDTH, WIDTH), 1e-3)
 
 
 @pytest.mark.parametrize("what", [load_other, evaluate_once, give_other_data])
@@ -293,6 +297,33 @@ def test_what_happens_between_iterations(what: Callable[[nn.Module, torch.optim.
 def test_a_part_is_evaluated_with_gradients() -> None:
     one = now_and_then(evaluate_a_part_with_gradients)
     assert_same(20 * MIB, one, batches=inputs(11), departed=1)
+
+
+def test_a_module_that_reads_the_weights_of_those_within_it() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.within = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.within:
+                x = nn.functional.linear(x, layer.weight, layer.bias).tanh()  # type: ignore[arg-type]
+            return x
+
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = Outer()
+        return model, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+
+    one, batches = now_and_then(evaluate_once), inputs(12)
+    batches[10] = batches[10][:5]  # and so has one that departs
+    plain, plainly = made()
+    expected = train(plain, plainly, batches, one=one)
+    model, optimizer = made()
+    within = penstock.autoswap(model, optimizer, budget=least(step, made), parameters=True)
+    assert train(model, optimizer, batches, within, one=one) == expected
+    assert moved(within, Weight) > 0
+    assert within.stats.departed == 1
 
 
 def test_a_state_dict_has_the_weights_that_are_away() -> None:
@@ -435,3 +466,37 @@ def test_weights_that_cannot_be_read_raise_and_nothing_is_lost(monkeypatch: pyte
                 step(model, optimizer, batches[8])
         train(model, optimizer, batches[8:])
     assert same(plain, model)
+
+
+IN_POOL = """
+import sys
+import torch
+sys.path.insert(0, {root!r})
+import penstock
+from penstock.training.movable import Gradient, Weight
+from tests.training.loops import same, train
+from tests.training.test_parameters import inputs, make, moved
+torch.set_num_threads(2)
+sys.modules["penstock.training.meter"].read_memory = lambda: None  # the plain loop's heap is in it
+plain, plainly = make()
+expected = train(plain, plainly, inputs(12))
+model, optimizer = make()
+within = penstock.autoswap(model, optimizer, budget={budget}, parameters=True)
+losses = train(model, optimizer, inputs(12), within)
+assert losses == expected and same(plain, model)
+assert moved(within, Weight) and moved(within, Gradient), within.plan
+assert within.stats.departed == 0
+stats = within.pool_stats
+assert stats.followed > 10 and stats.taken == 0, stats
+"""
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is installed")
+def test_in_the_pool_each_gradient_has_its_planned_places() -> None:
+    root = Path(__file__).parents[2]
+    code = IN_POOL.format(root=str(root), budget=24 * MIB)
+    environment = {**os.environ, "LD_PRELOAD": str(pool.library())}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -21,18 +21,15 @@ from penstock.report.curve import Curve
 from penstock.report.swapping import swap_curve, swap_tracks
 from penstock.report.timeline import Tracks
 from penstock.training.asking import Asking
-from penstock.training.correcting import Corrector
-from penstock.training.entry import Kept
+from penstock.training.entry import Kept, is_movable
+from penstock.training.following import Following
 from penstock.training.iteration import Iteration
 from penstock.training.meter import Meter
-from penstock.training.mover import Mover
 from penstock.training.observing import Observer
 from penstock.training.planner import Planner
 from penstock.training.pool import Pool, PoolStats
 from penstock.training.stepping import Steps
 from penstock.training.swap_stats import SwapStats
-from penstock.training.swapfile import SwapFile
-from penstock.training.swapper import Swapper
 from penstock.training.tape import BUFFERS, GRADIENTS, PARAMETERS, SAVED, STATE, TAKEN, Event
 from penstock.training.timing import Timing
 
@@ -61,7 +58,6 @@ class AutoSwap:
     """A training loop within a byte budget; see `autoswap`.
 
     Attributes:
-        plan: what is followed, once iterations repeat; None before.
         stats: what happened so far.
     """
 
@@ -79,18 +75,13 @@ class AutoSwap:
         self._model, self._optimizers, self.budget = model, list(optimizers), budget
         self._folder, self._scores = offload_folder, scores
         self._recompute, self._moves_parameters = recompute, parameters
-        self.plan: SwapPlan | None = None
         self.stats = SwapStats()
         self._observer: Observer | None = None
-        self._planner: Planner | None = None
-        self._swapper: Swapper | None = None
-        self._mover: Mover | None = None
+        self._following: Following | None = None
         self._meter = Meter(0)
-        self._corrector = Corrector(budget.nbytes, self._meter)
         self._hooks = saved_tensors_hooks(self._saved, self._taken)
         self._asking: Asking | None = None
         self._steps: Steps | None = None
-        self._has_asked = False  # for state, between two iterations
         self._pool: Pool | None = None
         self._outer: tuple[Any, Any] | None = None  # hooks of the user's own, around the block
 
@@ -112,7 +103,6 @@ class AutoSwap:
             len(self._optimizers), self._known, self._pool, parameters=self._moves_parameters
         )
         self._meter = Meter(observer.live_nbytes)
-        self._corrector = Corrector(self.budget.nbytes, self._meter)
         self._steps = Steps(self._optimizers, event=self._event, uses_state=self._uses_state, stepped=self._stepped)
         self._asking = Asking(self._optimizers, bring=self._bring, forget_states=self._forget_states)
         if self._moves_parameters:
@@ -144,7 +134,8 @@ class AutoSwap:
                 self._pool.leave()
                 self._pool.retire()
             try:
-                self._end_swapping()
+                if self._following is not None:
+                    self._following.end()
             except StorageError as failure:
                 if kind is None:
                     raise
@@ -166,12 +157,11 @@ class AutoSwap:
         packed = self._outer[0](tensor) if self._outer is not None else tensor
         if isinstance(packed, torch.Tensor):
             packed = packed.detach()  # torch hands over the variable itself, which its node must not hold
-        if not _can_leave(packed):
+        if not is_movable(packed):
             self._event(Event(SAVED, 0))
             return packed
-        if self._swapper is not None:
-            self._begin_if_new(self._swapper)
-            return self._swapper.saved(packed)
+        if self._following is not None:
+            return self._following.saved(packed)
         if self._observer is not None:
             storage = packed.untyped_storage()
             self._observer.event(Event(SAVED, storage.nbytes()), storage)
@@ -180,8 +170,8 @@ class AutoSwap:
     def _taken(self, kept: Any) -> torch.Tensor:
         if not isinstance(kept, Kept):
             self._event(Event(TAKEN, 0))
-        elif self._swapper is not None:
-            kept = self._swapper.taken(kept)
+        elif self._following is not None:
+            kept = self._following.taken(kept)
         else:
             event, (kept, _) = Event(TAKEN, kept.nbytes), kept.take()
             if self._observer is not None:
@@ -189,45 +179,29 @@ class AutoSwap:
         return kept if self._outer is None else self._outer[1](kept)  # type: ignore[no-any-return]
 
     def _event(self, event: Event) -> None:
-        if self._swapper is not None:
-            self._begin_if_new(self._swapper)
-            self._swapper.event(event)
+        if self._following is not None:
+            self._following.event(event)
         elif self._observer is not None:
             self._observer.event(event)
 
-    def _begin_if_new(self, swapper: Swapper) -> None:
-        """Before the first event of an iteration: what happened since the last one was not the iteration's."""
-        if swapper.is_between:
-            if not self._corrector.is_done:
-                self._meter.reset()
-            if self._has_asked:
-                self._has_asked = False
-                swapper.leave_idle()
-
     def _uses_state(self, parameters: Iterable[torch.Tensor]) -> None:
-        if self._swapper is not None:
-            self._swapper.have_states(parameters)
-        elif self._planner is not None:
-            self._planner.movables.bring(parameters)
+        if self._following is not None:
+            self._following.steps(parameters)
 
     def _stepped(self) -> None:
-        if self._swapper is not None:
-            if not self._corrector.is_done and self._swapper.is_between:
-                self._correct(self._swapper)
+        if self._following is not None:
+            self._following.stepped()
         elif self._observer is not None:
             self._observe(self._observer)
             self._meter.reset()
 
     def _bring(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
-        """Somebody is about to read these, and their state, or all."""
-        if self._planner is not None and self._planner.movables.bring(parameters) > 0:
-            self._has_asked = True
+        if self._following is not None:
+            self._following.bring(parameters)
 
     def _forget_states(self) -> None:
-        if self._planner is not None and self._swapper is not None:
-            self._planner.exclude(self._planner.movables.forget_states())
-            self._swapper.forget_states()
-            logger.warning("the optimizer's state was loaded anew: it stays in memory from now on, beyond the budget")
+        if self._following is not None:
+            self._following.forget_states()
 
     # -- from the record to the plan --
 
@@ -241,7 +215,7 @@ class AutoSwap:
                 self._pool.leave()
 
     def _begin_planning(self, timing: Timing) -> None:
-        self._planner = Planner(
+        planner = Planner(
             timing,
             self._optimizers,
             budget=self.budget,
@@ -252,60 +226,44 @@ class AutoSwap:
             parameters=self._moves_parameters,
         )
         for callback in _recorders:
-            callback(self._planner)
-        self._begin_swapping(self._planner)
+            callback(planner)
+        self._following = Following(
+            planner,
+            scores=self._scores,
+            budget_nbytes=self.budget.nbytes,
+            folder=self._folder,
+            stats=self.stats,
+            meter=self._meter,
+            pool=self._pool,
+        )
+        self._following.begin()
 
-    def _begin_swapping(self, planner: Planner) -> None:
-        plan = planner.plan(self._scores)
-        swapper, self._swapper = self._swapper, None
-        if swapper is not None:
-            swapper.bring_back()
-        if self._mover is None:
-            self._mover = Mover(SwapFile(self._folder))
-        self.plan = plan
-        self._swapper = planner.follow(plan, self._mover, self.stats)
-        return_free_memory()
+    # -- what there is to see --
 
-    def _end_swapping(self) -> None:
-        """What graphs and optimizers still need is brought back to memory."""
-        swapper, self._swapper = self._swapper, None
-        try:
-            if swapper is not None:
-                swapper.bring_back()
-        finally:
-            try:
-                if self._planner is not None:
-                    self._planner.movables.bring()
-                    self._planner.movables.release()
-            finally:
-                if self._mover is not None:
-                    self._mover.close()
-                    self._mover = None
+    @property
+    def plan(self) -> SwapPlan | None:
+        """What is followed, once iterations repeat; None before."""
+        return self._following.plan if self._following is not None else None
 
-    def _correct(self, swapper: Swapper) -> None:
-        """After an iteration: plan anew where what was measured asks for it."""
-        return_free_memory()
-        if self._pool is not None:
-            self._pool.retire()
-        plan, planner, mover = self.plan, self._planner, self._mover
-        assert plan is not None and planner is not None and mover is not None, "there is something that is followed"  # noqa: PT018
-        if self._corrector.looks(planner, plan, swapper, mover):
-            self._begin_swapping(planner)
+    @property
+    def planner(self) -> Planner | None:
+        """What is known of an iteration; None before."""
+        return self._following.planner if self._following is not None else None
 
     @property
     def iteration(self) -> Iteration | None:
         """What the plan was made for; None before."""
-        return self._planner.iteration if self._planner is not None else None
+        return self.planner.iteration if self.planner is not None else None
 
     @property
     def overhead_nbytes(self) -> int:
         """What is kept free for what an iteration takes beside its storages."""
-        return self._planner.overhead_nbytes if self._planner is not None else 0
+        return self.planner.overhead_nbytes if self.planner is not None else 0
 
     @property
     def pool_stats(self) -> PoolStats | None:
         """What the pool did with the allocations of this plan; None where it is not preloaded."""
-        is_followed = self._pool is not None and self._planner is not None and self._planner.lifetimes is not None
+        is_followed = self.planner is not None and self.planner.lifetimes is not None
         return self._pool.stats() if self._pool is not None and is_followed else None
 
     def curve(self, title: str = "training") -> Curve:
@@ -330,9 +288,9 @@ class AutoSwap:
         )
 
     def _known_planner(self) -> Planner:
-        if self._planner is None or self.plan is None:
+        if self.planner is None or self.plan is None:
             raise StreamStateError("nothing is planned yet: no two iterations were alike so far")
-        return self._planner
+        return self.planner
 
     def explain(self) -> str:
         """What is planned, for people."""
@@ -340,9 +298,3 @@ class AutoSwap:
             return "nothing is planned yet: no two iterations were alike so far"
         kinds = self.iteration.kinds if self.iteration is not None else {}
         return explain_swaps(self.plan, self.overhead_nbytes, kinds)
-
-
-def _can_leave(kept: Any) -> bool:
-    if type(kept) is not torch.Tensor or kept.layout is not torch.strided or kept.device.type != "cpu":
-        return False
-    return not (kept.is_conj() or kept.is_neg())  # which are no part of the bytes

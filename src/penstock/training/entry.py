@@ -153,6 +153,13 @@ class Entry:
         return storage
 
 
+def is_movable(saved: object) -> bool:
+    """Whether what autograd saves may leave memory."""
+    if type(saved) is not torch.Tensor or saved.layout is not torch.strided or saved.device.type != "cpu":
+        return False
+    return not (saved.is_conj() or saved.is_neg())  # which are no part of the bytes
+
+
 class Kept:
     """What autograd keeps in the place of a saved tensor, which knows whether that was written to since.
 

@@ -12,7 +12,6 @@ import torch
 
 from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
-from penstock.planning.swap_simulation import by_segment
 from penstock.training.again import EntryAgain
 from penstock.training.entry import Entry, Handle, Kept
 from penstock.training.movable import Weight
@@ -22,6 +21,7 @@ from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SegmentClock, SwapStats
 from penstock.training.swapfile import room_nbytes
 from penstock.training.tape import SAVED, TAKEN, Event
+from penstock.training.timetable import Timetable
 
 logger = logging.getLogger("penstock")
 
@@ -70,12 +70,7 @@ class Swapper:
         self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
         self._all = movables
         self._movables = {i: m for i, swap in enumerate(plan.swaps) if (m := movables.get(swap.storage)) is not None}
-        count = plan.segments
-        self._leaving = by_segment(swap.leaves for swap in plan.swaps)
-        self._gone_by = by_segment(swap.gone_by % count for swap in plan.swaps)
-        self._gone_before = by_segment((swap.gone_by + 1) % count for swap in plan.swaps)
-        self._reading = by_segment(swap.reads_at % count for swap in plan.swaps)
-        self._due = by_segment(swap.returns % count for swap in plan.swaps)
+        self._timetable = Timetable.of(plan)
         self._offsets: dict[int, int] = {}  # in the file, of what autograd saves
         self._shared_nbytes = 0  # of the file, which are not this plan's alone
         self._entries: list[weakref.ref[Entry] | None] = [None] * len(plan.swaps)  # what graphs do not hold is gone
@@ -167,8 +162,8 @@ class Swapper:
         """Whether the next event begins an iteration."""
         return self._next == 0 and not self._departed
 
-    def have_states(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Have the optimizer's state of these parameters in memory until it leaves by plan.
+    def have(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Have these, and the optimizer's state of them, in memory until they leave by plan.
 
         In the middle of a step others have been stepped already.
 
@@ -184,7 +179,7 @@ class Swapper:
     # -- the plan --
 
     def _act(self, segment: int) -> None:
-        for index in self._leaving.get(segment, ()):
+        for index in self._timetable.leaving.get(segment, ()):
             if index in self._movables:
                 self._leave(index)
             elif (entry := self._entry(index)) is not None:
@@ -201,16 +196,16 @@ class Swapper:
                 entry.leave()
                 self._left(index, entry)
         if self._unsettled:
-            self._settle([i for i in self._gone_by.get(segment, ()) if self._is_waited_for(i)])
-        for index in self._gone_before.get(segment, ()):
+            self._settle([i for i in self._timetable.gone_by.get(segment, ()) if self._is_waited_for(i)])
+        for index in self._timetable.gone_before.get(segment, ()):
             gone = self._entry(index)
             if gone is not None and gone.is_held_elsewhere:
                 self.futile.add(self.plan.swaps[index].storage)
-        for index in self._reading.get(segment, ()):
+        for index in self._timetable.reading.get(segment, ()):
             returning = self._entry(index)
             if returning is not None:
                 returning.begin_to_return()
-        for index in self._due.get(segment, ()):
+        for index in self._timetable.due.get(segment, ()):
             if index in self._movables:
                 self.clock.wait_late(self._movables[index].bring())
 

@@ -249,8 +249,6 @@ class Recorder(TorchDispatchMode):
                 record.known_as = kind
                 if is_new and kind in (PARAMETERS, BUFFERS):
                     self._known[record] = tensor
-                elif self._known.get(record, tensor) is not tensor:
-                    del self._known[record]  # several share it
 
     def accumulated(self, parameter: torch.Tensor) -> None:
         """A parameter has got its gradient, or more of it."""
