@@ -47,7 +47,7 @@ class Arm:
         elif way == "checkpoint":
             checkpointed(self._model)
         elif way == "autoswap":
-            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes)
+            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes, parameters=True)
             self._swap = self._stack.enter_context(block)
 
     def steps(self, count: int) -> dict[str, Any]:
@@ -85,7 +85,8 @@ class Arm:
         return answer
 
     def digest(self) -> dict[str, Any]:
-        """Of all weights and gradients."""
+        """Of all weights and gradients; ends the arm."""
+        self._stack.close()  # some may be away
         found = hashlib.sha256()
         for parameter in self._model.parameters():
             for tensor in (parameter.detach(), parameter.grad):

@@ -40,7 +40,7 @@ def record(trained: Trained) -> Planner:
     optimizer = trained.optimizer(model.parameters())
     planners: list[Planner] = []
     forget = when_planned(planners.append)
-    with penstock.autoswap(model, optimizer, budget="1TiB"):
+    with penstock.autoswap(model, optimizer, budget="1TiB", parameters=True):
         for _ in range(_STEPS):
             x, labels = trained.batch(trained.rows, chance)
             optimizer.zero_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,24 @@ def test_a_script_that_knows_nothing_of_it(tmp_path: Path, capfd: pytest.Capture
     assert all(file.stat().st_size for file in files)
     events = json.loads((tmp_path / "a.json").read_text())["traceEvents"]
     assert {event.get("cat") for event in events} >= {"compute", "storage", "passes"}
+
+
+def test_what_a_script_could_do_besides(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wide = tmp_path / "wide.py"
+    wide.write_text((SCRIPT + "train(100)\n").replace("(256, 256)", "(768, 768)").replace("(4096, 256)", "(64, 768)"))
+    least = []
+    for ways in ([], ["--parameters"]):
+        points = recorded(capfd, str(wide), *ways)["curve"]["points"]
+        least.append(min(point["budget_nbytes"] for point in points))
+    assert least[0] > 1.2 * least[1]
+
+
+@pytest.mark.parametrize("ways", ["", "recompute"])
+def test_a_record_has_what_could_be_computed_again_if_asked(tmp_path: Path, ways: str) -> None:
+    script, result = make(tmp_path, "train(100)\n"), tmp_path / "record.json"
+    command = [sys.executable, "-m", "penstock.training.recording", str(result), ways, script]
+    subprocess.run(command, check=True, timeout=100, stdout=subprocess.DEVNULL)
+    assert bool(json.loads(result.read_text())["recomputable"]) == bool(ways)
 
 
 def test_a_script_with_a_block_of_its_own_and_arguments(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

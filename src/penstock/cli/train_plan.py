@@ -34,6 +34,12 @@ def train_plan(
             "--budget", metavar="SIZE", parser=parse_budget, help="Also show the plan within this: 6GiB, or bytes."
         ),
     ] = None,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Weights and gradients may leave, too (of a script without autoswap).")
+    ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Activations may be computed again (of a script without autoswap).")
+    ] = False,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as FILE.png or FILE.svg.")] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw it as an interactive page, FILE.html.")
@@ -49,11 +55,12 @@ def train_plan(
     check_drawings(picture, page)
     check_writable("--timeline", timeline)
     terminal = Terminal(as_json=as_json)
-    record = _record(script, arguments or [])
+    ways = [name for name, is_on in (("parameters", parameters), ("recompute", recompute)) if is_on]
+    record = _record(script, arguments or [], ways)
     _show(terminal, record, script.name, budget, picture, page, timeline)
 
 
-def _record(script: Path, arguments: list[str]) -> SwapRecord:
+def _record(script: Path, arguments: list[str], ways: list[str]) -> SwapRecord:
     """What the script writes is for people, so it goes to standard error, too."""
     from penstock.planning.swap_record import SwapRecord
     from penstock.training.pool import CompilerMissingError
@@ -66,7 +73,15 @@ def _record(script: Path, arguments: list[str]) -> SwapRecord:
         pool = {}
     with tempfile.TemporaryDirectory(prefix="penstock-record-") as folder:
         result = Path(folder) / "record.json"
-        command = [sys.executable, "-m", "penstock.training.recording", str(result), str(script), *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "penstock.training.recording",
+            str(result),
+            ",".join(ways),
+            str(script),
+            *arguments,
+        ]
         done = subprocess.run(command, env={**os.environ, **pool}, stdout=sys.stderr, check=False)
         if done.returncode == UNFINISHED or (done.returncode == 0 and not result.is_file()):
             raise PlanError(f"{script} ended before two of its iterations were alike: have it train for ten steps")

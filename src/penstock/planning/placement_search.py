@@ -19,7 +19,9 @@ from penstock.planning.placement_parts import Part
 LARGEST_PART = 1 << 26  # buffers by moments; above it tables take too much memory
 LARGEST_SUM = 1 << 50  # units of all sizes; above it sums of some of them would overflow
 _WIDTH = 30  # of beams half or twice as wide, placements were higher in the same time
-_FIRST_WIDTH = 4  # of the first two beams, which so are soon better than heuristics; the next are twice as wide
+_FIRST_WIDTH = 2  # of the first beams, which so are soon better than heuristics
+_AS_WIDE = 4  # so many beams are; then they are twice as wide
+_FAIR = 1.02  # by the load: of a start that is no higher beams keep an end, as of what beams found
 _STATES = 1 << 17  # buffers by states that a step may look at: a beam for thousands of buffers is narrower
 _FRESH = 0.1  # the share of beams that begin with nothing
 _EQUAL = 0.8  # the share of the others that may end as high as what they began with: that leads elsewhere
@@ -41,7 +43,7 @@ class PartSearch:
     def __init__(self, part: Part, offsets: Ints, seed: int = 0) -> None:
         self.part, self.bound = part, part.least
         self.offsets, self.height = offsets, part.height(offsets)
-        self._present: Ints | None = None  # what beams keep an end of
+        self._present = offsets if self.height <= _FAIR * self.bound else None  # what beams keep an end of
         self._beams = self._failures = 0
         self.is_searchable = len(part.size) * part.moments <= LARGEST_PART and int(part.size.sum()) <= LARGEST_SUM
         self._random = np.random.default_rng(seed)
@@ -111,7 +113,9 @@ class PartSearch:
     def _tuning(self, height: int) -> Tuning:
         random = self._random
         return Tuning(
-            width=max(2, min(_WIDTH, _FIRST_WIDTH << min(self._beams // 2, 9), _STATES // (3 * len(self.part.size)))),
+            width=max(
+                2, min(_WIDTH, _FIRST_WIDTH << min(self._beams // _AS_WIDE, 9), _STATES // (3 * len(self.part.size)))
+            ),
             goal=min(height / self.part.least - 1, _GOAL) * random.uniform(),
             softness=float(np.exp(random.uniform(np.log(0.01), np.log(0.3)))),
             eagerness=float(random.choice([0.0, 0.01, 0.02, 0.05, 0.1, 0.2])),

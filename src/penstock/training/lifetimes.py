@@ -111,7 +111,7 @@ def plan_pool(
     allocations: Sequence[int | None],
     stays: Sequence[int],
     *,
-    seconds: float = 2.0,
+    seconds: float = 2.5,
 ) -> PoolPlan:
     """Addresses for all blocks, with those that leave in two places: before, and after.
 

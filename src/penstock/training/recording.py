@@ -1,15 +1,16 @@
-"""Records an iteration of somebody else's script: `python -m penstock.training.recording RESULT SCRIPT [ARGUMENTS]`.
+"""Records an iteration of a script: `python -m penstock.training.recording RESULT WAYS SCRIPT [ARGUMENTS]`.
 
 The script runs as it would by itself, until two of its iterations were alike and timed; the record goes to the file
 RESULT, and the script ends there. It need not know of Penstock; where it has a block of `penstock.autoswap`, that
-block is what is recorded.
+block is what is recorded. WAYS are options of `autoswap` that a script without one is recorded with, separated by
+commas.
 """
 
 from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ class ScriptRecording:
 
     Args:
         result: the file for the record.
+        ways: options of `autoswap` that are on, where the script has no block of its own.
 
     Attributes:
         steps: of optimizers, so far.
     """
 
-    def __init__(self, result: Path) -> None:
-        self._result = result
+    def __init__(self, result: Path, ways: Collection[str] = ()) -> None:
+        self._result, self._ways = result, dict.fromkeys(ways, True)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._block: AutoSwap | None = None
         self.steps = 0
@@ -58,7 +60,9 @@ class ScriptRecording:
             return
         groups = (group for known in self._optimizers for group in known.param_groups)
         model = nn.ParameterList(parameter for group in groups for parameter in group["params"])
-        self._block = AutoSwap(model, self._optimizers, budget=Budget(_ALL), offload_folder=None, scores="best")
+        self._block = AutoSwap(
+            model, self._optimizers, budget=Budget(_ALL), offload_folder=None, scores="best", **self._ways
+        )
         self._block.__enter__()
 
     def planned(self, planner: Planner) -> None:
@@ -77,10 +81,10 @@ class ScriptRecording:
             self._block.__exit__(None, None, None)
 
 
-def record_script(result: Path, script: str, arguments: Sequence[str]) -> bool:
+def record_script(result: Path, script: str, arguments: Sequence[str], ways: Collection[str] = ()) -> bool:
     """Run a script as a program until an iteration is recorded; whether one was."""
     sys.argv, sys.path[0] = [script, *arguments], str(Path(script).resolve().parent)
-    recording = ScriptRecording(result)
+    recording = ScriptRecording(result, ways)
     forget = when_planned(recording.planned)
     handle = register_optimizer_step_post_hook(recording.stepped)
     try:
@@ -96,4 +100,5 @@ def record_script(result: Path, script: str, arguments: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if record_script(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]) else UNFINISHED)
+    is_done = record_script(Path(sys.argv[1]), sys.argv[3], sys.argv[4:], list(filter(None, sys.argv[2].split(","))))
+    sys.exit(0 if is_done else UNFINISHED)
