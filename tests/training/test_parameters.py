@@ -500,3 +500,19 @@ def test_in_the_pool_each_gradient_has_its_planned_places() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_another_plan_that_has_them_away_at_other_times() -> None:
+    batches = inputs(14)
+    plain, plainly = make()
+    expected = train(plain, plainly, batches)
+    model, optimizer = make()
+    with penstock.autoswap(model, optimizer, budget=least(), parameters=True) as within:
+        losses = train(model, optimizer, batches[:8])
+        assert within._following is not None
+        for more in (1, 2, 3):
+            within._following.planner.correct(-4 * more * MIB)  # so much more is free
+            within._following.begin()
+            losses += train(model, optimizer, batches[6 + 2 * more : 8 + 2 * more])
+    assert losses == expected
+    assert same(plain, model)

@@ -145,6 +145,18 @@ def test_what_lives_until_the_next_one_is_there_lies_in_memory_twice() -> None:
     assert found.again_nbytes == 4096
 
 
+def test_what_is_there_when_the_recording_ends_is_as_the_one_before_it() -> None:
+    """A batch that is made after the step, and replaces the one before."""
+    entries = [(ALLOCATED, 4096)]
+    for number in range(2):
+        entries += [(MARKED, 2 * number), (MARKED, 2 * number + 1)]
+        entries += [(ALLOCATED, 4096), (RELEASED, number)] if number == 0 else []
+    found = read_lifetimes(np.array(entries, dtype=np.int64), 2, 4)
+    assert found is not None
+    assert found.nbytes.tolist() == [4096]
+    assert found.again_nbytes == 4096
+
+
 def test_iterations_that_are_not_alike_to_the_allocator_are_none() -> None:
     entries = recording()
     entries[-2, 1] = 4096

@@ -11,9 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Bring(Protocol):
-    """Has what belongs to these parameters in memory, or everything."""
+    """Has what belongs to these parameters in memory, or everything; `is_foreseen` where a plan may have had it."""
 
-    def __call__(self, parameters: Iterable[torch.Tensor] | None = None) -> None: ...
+    def __call__(self, parameters: Iterable[torch.Tensor] | None = None, *, is_foreseen: bool = False) -> None: ...
 
 
 class Forget(Protocol):
@@ -52,9 +52,9 @@ class Asking:
                 ]
 
     def _computes(self, module: nn.Module, inputs: Any) -> None:
-        # Within an iteration a module's own are there by plan; an evaluation has no plan, and a module may read what
-        # those within it have.
-        self._bring(module.parameters(recurse=not torch.is_grad_enabled()))
+        # An evaluation has no plan, and a module may read what those within it have.
+        is_evaluated = not torch.is_grad_enabled()
+        self._bring(module.parameters(recurse=is_evaluated), is_foreseen=not is_evaluated)
 
     def end(self) -> None:
         """Tell nobody any more."""

@@ -138,7 +138,9 @@ class Entry:
 
     def _read(self) -> torch.UntypedStorage:
         assert self._written is not None, "what is not in memory was written"
-        if self._reading is None:  # unforeseen, or its place is taken
+        if self._reading is None:  # unforeseen, or its place was taken
+            self._read_to(self.place)
+        if self._reading is None:
             nbytes = room_nbytes(self._written.nbytes)
             self._read_to(Place(CpuArena(nbytes), 0, nbytes))
         assert self._reading is not None, "memory of its own is free"

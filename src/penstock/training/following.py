@@ -135,12 +135,16 @@ class Following:
         else:
             self.planner.movables.bring(parameters)
 
-    def bring(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
+    def bring(self, parameters: Iterable[torch.Tensor] | None = None, *, is_foreseen: bool = False) -> None:
         """Somebody is about to read these, and what belongs to them, or all.
+
+        Within an iteration what is foreseen comes by plan.
 
         Raises:
             StorageError: something could not be read.
         """
+        if is_foreseen and self._swapper is not None and not self._swapper.is_between:
+            return
         if self.planner.movables.bring(parameters) > 0:
             self._has_asked = True
 

@@ -80,6 +80,11 @@ def read_lifetimes(entries: Ints, segments: int, events: int) -> Lifetimes | Non
         return None
     period = second - first
     lower = allocated[ordinals.start : ordinals.stop] - first
+    for ordinal, before in zip(ordinals, range(ordinals.start - len(ordinals), ordinals.start), strict=True):
+        # A batch that the next iteration got after the last step is still there: it goes when the one before it went.
+        is_left = ordinal not in released and allocated[ordinal] >= at[events - segments - 1]
+        if is_left and before in released and sizes[before] == sizes[ordinal]:
+            released[ordinal] = released[before] + period
     upper = np.array([released.get(ordinal, -1) - first for ordinal in ordinals], dtype=np.int64).reshape(-1)
     lives_on = (upper < 0) | (upper - lower > period)
     more = np.where(upper < 0, 0, (upper - lower) // period)

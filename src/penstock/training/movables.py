@@ -83,13 +83,13 @@ class Movables:
         """
         return _bring(movable for movable in self._movables.values() if not movable.is_state)
 
-    def stay(self, leaving: Collection[int]) -> None:
-        """Have in memory whatever is not among those that leave.
+    def stay(self, away: Collection[int]) -> None:
+        """Have in memory whatever is not among those that may be away.
 
         Raises:
             StorageError: it could not be read.
         """
-        _bring(movable for number, movable in self._movables.items() if number not in leaving)
+        _bring(movable for number, movable in self._movables.items() if number not in away)
 
     def release(self) -> None:
         """They are in memory, and stay: hold nothing of them any more."""

@@ -87,7 +87,7 @@ class Swapper:
         for index, swap in enumerate(self.plan.swaps):
             if index not in self._movables and index not in self._recipes:
                 self._offsets[index] = self._mover.file.allot(room_nbytes(swap.nbytes))
-        self._all.stay({swap.storage for swap in self.plan.swaps})
+        self._all.stay({swap.storage for swap in self.plan.swaps if swap.returns > self.plan.segments})
         self.leave_idle()
 
     # -- what autograd and optimizers tell --
