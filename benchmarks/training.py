@@ -26,6 +26,9 @@ from penstock.training.pool import library
 
 LEAD_STEPS, COMPARED_STEPS = 9, 20
 """Iterations until a plan is followed, and after how many the bits are compared."""
+
+MOST_LEAD_STEPS = 20
+"""So long it is waited for a plan with which iterations stay within the budget."""
 _DEFAULT_OUT = results.FOLDER / "training.json"
 
 
@@ -49,6 +52,7 @@ class Trainee:
     Attributes:
         against: whose memory its budget is a part of; its own name for those that have none.
         percent: of that.
+        parameters: whether weights and gradients may leave, too.
         failure: why it is not measured.
     """
 
@@ -56,6 +60,7 @@ class Trainee:
     against: str
     percent: float
     budget_nbytes: int = 0
+    parameters: bool = False
     child: Child | None = None
     failure: ArmError | None = None
     losses: list[float] = field(default_factory=list)
@@ -76,9 +81,17 @@ class Trainee:
             self.answers.append(answer)
         return answer
 
-    def finish(self) -> None:
+    def settle(self) -> None:
+        """Until what it follows keeps its budget, or has had its time to."""
+        answer = self.train(LEAD_STEPS + 1)
+        while answer is not None and len(self.losses) < MOST_LEAD_STEPS:
+            answer = self.train(1)
+            if answer is not None and answer["peak_nbytes"] <= self.budget_nbytes:
+                break
+
+    def finish(self, steps: int) -> None:
         """The rest of the iterations after which bits are compared."""
-        self.train(max(COMPARED_STEPS - len(self.losses), 0))
+        self.train(steps - len(self.losses))
         if self.child is not None and self.failure is None:
             self.digest = self.child.ask("digest")["digest"]
 
@@ -93,7 +106,9 @@ class Trainee:
         return max(answer["peak_nbytes"] for answer in self.answers)
 
 
-def _measure(trained: Trained, budgets: Sequence[tuple[str, float]], rounds: int) -> list[dict[str, Any]]:
+def _measure(
+    trained: Trained, budgets: Sequence[tuple[str, float]], rounds: int, parameters_below: float
+) -> list[dict[str, Any]]:
     """One model: all its arms by turns."""
     with contextlib.ExitStack() as stack:
         references = {name: Trainee(name, name, 100) for name in dict.fromkeys(["plain", *(n for n, _ in budgets)])}
@@ -104,21 +119,24 @@ def _measure(trained: Trained, budgets: Sequence[tuple[str, float]], rounds: int
         for name, percent in budgets:
             taken = references[name].train(1)
             if taken is not None:
-                trainees.append(Trainee("autoswap", name, percent, int(taken["peak_nbytes"] * percent / 100)))
+                budget_nbytes = int(taken["peak_nbytes"] * percent / 100)
+                trainees.append(Trainee("autoswap", name, percent, budget_nbytes, percent < parameters_below))
                 _start(stack, trained, trainees[-1])
-                trainees[-1].train(LEAD_STEPS + 1)
+                trainees[-1].settle()
         everyone = [*references.values(), *trainees]
         for _ in range(rounds):
             for trainee in everyone:
                 trainee.train(1, is_measured=True)
+        steps = max(COMPARED_STEPS, *(len(trainee.losses) for trainee in everyone))
         for trainee in everyone:
-            trainee.finish()
+            trainee.finish(steps)
         return [_cell(trained, trainee, references) for trainee in trainees]
 
 
 def _start(stack: contextlib.ExitStack, trained: Trained, trainee: Trainee) -> None:
     try:
-        trainee.child = stack.enter_context(_arm(trained, trainee.name, budget_nbytes=trainee.budget_nbytes))
+        start = {"budget_nbytes": trainee.budget_nbytes, "parameters": trainee.parameters}
+        trainee.child = stack.enter_context(_arm(trained, trainee.name, **start))
     except ArmError as error:
         trainee.failure = error
 
@@ -131,6 +149,7 @@ def _cell(trained: Trained, trainee: Trainee, references: dict[str, Trainee]) ->
         "against": trainee.against,
         "budget_percent": trainee.percent,
         "budget_nbytes": trainee.budget_nbytes,
+        "parameters": trainee.parameters,
         "status": "ok",
     }
     reference = references[trainee.against]
@@ -167,20 +186,25 @@ def _told(cell: dict[str, Any]) -> str:
 
 def main(
     models: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(t.name for t in TRAINED),
-    budgets: Annotated[str, typer.Option(help="Percents of plain training's peak.")] = "100,70,60",
+    budgets: Annotated[str, typer.Option(help="Percents of plain training's peak.")] = "100,70,60,50,40",
+    parameters_below: Annotated[
+        float, typer.Option(help="Below this percent of plain training's peak weights and gradients may leave, too.")
+    ] = 60,
     rivals: Annotated[str, typer.Option(help="Of saving and checkpoint, separated by commas.")] = "saving,checkpoint",
     rounds: Annotated[int, typer.Option(help="Iterations of each arm that count.")] = 7,
     out: Annotated[Path, typer.Option(help="Where the results go.")] = _DEFAULT_OUT,
 ) -> None:
     """Measure training within budgets."""
-    found = results.envelope("training", {"budgets": budgets, "rivals": rivals, "repeats": rounds})
+    found = results.envelope(
+        "training", {"budgets": budgets, "parameters_below": parameters_below, "rivals": rivals, "repeats": rounds}
+    )
     wanted = [("plain", float(percent)) for percent in budgets.split(",") if percent]
     wanted += [(rival, 100.0) for rival in rivals.split(",") if rival]
     cells: list[dict[str, Any]] = []
     for name in models.split(","):
         out_link, back_link = measure_links(None)
         rates = {"out_bytes_per_second": out_link.bytes_per_second, "back_bytes_per_second": back_link.bytes_per_second}
-        for cell in _measure(find(name), wanted, rounds):
+        for cell in _measure(find(name), wanted, rounds, parameters_below):
             say(_told(cell))
             cells.append(cell | rates)
         results.write(out, found | {"cells": cells})

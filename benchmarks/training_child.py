@@ -27,7 +27,9 @@ from penstock.footprint import return_free_memory
 class Arm:
     """A model that is trained in one way, a few steps at a time."""
 
-    def __init__(self, trained: Trained, way: str, *, budget_nbytes: int, group: dict[str, Any]) -> None:
+    def __init__(
+        self, trained: Trained, way: str, *, budget_nbytes: int, parameters: bool, group: dict[str, Any]
+    ) -> None:
         self._trained = trained
         _warm_up(way)
         trained.make()  # for what its library imports
@@ -47,7 +49,7 @@ class Arm:
         elif way == "checkpoint":
             checkpointed(self._model)
         elif way == "autoswap":
-            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes, parameters=True)
+            block = penstock.autoswap(self._model, self._optimizer, budget=budget_nbytes, parameters=parameters)
             self._swap = self._stack.enter_context(block)
 
     def steps(self, count: int) -> dict[str, Any]:

@@ -146,7 +146,9 @@ def _predicted(point: Cell, way: str) -> str:
 
 
 def _row(cell: Cell) -> list[str]:
-    head = [cell["title"], str(cell["rows"]), f"{cell['budget_percent']:g} %, {cell['budget_nbytes'] / _GIB:.2f} GiB"]
+    what = ", weights too" if cell["parameters"] else ""
+    budget = f"{cell['budget_percent']:g} %, {cell['budget_nbytes'] / _GIB:.2f} GiB{what}"
+    head = [cell["title"], str(cell["rows"]), budget]
     if cell["status"] != "ok":
         return [*head, *_refusal(cell), "", "", "", "", ""]
     planned = cell["planned"]

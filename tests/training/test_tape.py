@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import penstock
+from penstock.training.calls import Calls
 from penstock.training.iteration import last_iteration
 from penstock.training.tape import PARAMETERS, SAVED, STEP_ENDED, TAKEN, Event, Recorder, Tape
 
@@ -93,3 +94,24 @@ def test_storages_are_told_apart_by_what_they_are_for() -> None:
     assert kinds["saved activations"] >= 8
     assert sum(swap.iteration.kinds.values()) >= max(swap.iteration.peak_nbytes)
     assert "saved activations" in swap.explain()
+
+
+def test_a_weight_is_touched_before_its_function_saves_anything() -> None:
+    """Because the function makes the node for its gradient first."""
+    weight, x = torch.nn.Parameter(torch.randn(4, 4, 3, 3)), torch.randn(2, 4, 8, 8)
+    recorder = Recorder()
+    recorder.know([(PARAMETERS, weight)])
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        recorder.event(Event(SAVED, tensor.nbytes), tensor.untyped_storage())
+        return tensor.detach()
+
+    with recorder, Calls(recorder.called), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        torch.nn.functional.relu(x)
+        recorder.event(Event(SAVED, 0))
+        recorder.event(Event(SAVED, 0))
+        torch.nn.functional.conv2d(x, weight)
+        assert weight.grad is None  # looking at a property is no use
+    (record,) = [record for record in recorder.tape().storages if record.known_as == PARAMETERS]
+    assert record.touches[0] == 1
+    assert record.touches[-1] == 3  # two were saved before it computed

@@ -29,7 +29,7 @@ SCHEDULES = ("stick-to-limit", "no-overhead")
 
 
 def plan_swaps(
-    problem: SwapProblem, *, scores: str = "best", schedule: str = "stick-to-limit", seconds: float = 2.0
+    problem: SwapProblem, *, scores: str = "best", schedule: str = "stick-to-limit", seconds: float = 1.8
 ) -> SwapPlan:
     """The best plan for `problem` that is found in about `seconds`, checked.
 

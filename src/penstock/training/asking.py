@@ -11,9 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Bring(Protocol):
-    """Has what belongs to these parameters in memory, or everything; `is_foreseen` where a plan may have had it."""
+    """Has these weights in memory, or everything, state too."""
 
-    def __call__(self, parameters: Iterable[torch.Tensor] | None = None, *, is_foreseen: bool = False) -> None: ...
+    def __call__(self, weights: Iterable[torch.Tensor] | None = None) -> None: ...
 
 
 class Forget(Protocol):
@@ -47,14 +47,13 @@ class Asking:
             if next(module.parameters(), None) is not None:
                 self._handles += [
                     module.register_forward_pre_hook(self._computes),
-                    module.register_state_dict_pre_hook(lambda *_: self._bring()),
-                    module.register_load_state_dict_pre_hook(lambda *_: self._bring()),
+                    module.register_state_dict_pre_hook(lambda found, *_: self._bring(found.parameters())),
+                    module.register_load_state_dict_pre_hook(lambda found, *_: self._bring(found.parameters())),
                 ]
 
     def _computes(self, module: nn.Module, inputs: Any) -> None:
         # An evaluation has no plan, and a module may read what those within it have.
-        is_evaluated = not torch.is_grad_enabled()
-        self._bring(module.parameters(recurse=is_evaluated), is_foreseen=not is_evaluated)
+        self._bring(module.parameters(recurse=not torch.is_grad_enabled()))
 
     def end(self) -> None:
         """Tell nobody any more."""

@@ -195,9 +195,9 @@ class AutoSwap:
             self._observe(self._observer)
             self._meter.reset()
 
-    def _bring(self, parameters: Iterable[torch.Tensor] | None = None, *, is_foreseen: bool = False) -> None:
+    def _bring(self, weights: Iterable[torch.Tensor] | None = None) -> None:
         if self._following is not None:
-            self._following.bring(parameters, is_foreseen=is_foreseen)
+            self._following.bring(weights)
 
     def _forget_states(self) -> None:
         if self._following is not None:

@@ -135,17 +135,14 @@ class Following:
         else:
             self.planner.movables.bring(parameters)
 
-    def bring(self, parameters: Iterable[torch.Tensor] | None = None, *, is_foreseen: bool = False) -> None:
-        """Somebody is about to read these, and what belongs to them, or all.
-
-        Within an iteration what is foreseen comes by plan.
+    def bring(self, weights: Iterable[torch.Tensor] | None = None) -> None:
+        """Somebody is about to read these, or everything, state too.
 
         Raises:
             StorageError: something could not be read.
         """
-        if is_foreseen and self._swapper is not None and not self._swapper.is_between:
-            return
-        if self.planner.movables.bring(parameters) > 0:
+        movables = self.planner.movables
+        if (movables.bring() if weights is None else movables.bring_weights(weights)) > 0:
             self._has_asked = True
 
     def forget_states(self) -> None:

@@ -116,7 +116,7 @@ def plan_pool(
     allocations: Sequence[int | None],
     stays: Sequence[int],
     *,
-    seconds: float = 2.5,
+    seconds: float = 2.0,
 ) -> PoolPlan:
     """Addresses for all blocks, with those that leave in two places: before, and after.
 

@@ -75,7 +75,16 @@ class Movables:
             return _bring(self._movables.values())
         return _bring(movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
 
-    def bring_parameters(self) -> float:
+    def bring_weights(self, parameters: Iterable[torch.Tensor]) -> float:
+        """Have these parameters themselves in memory; the seconds that they were waited for.
+
+        Raises:
+            StorageError: likewise.
+        """
+        belonging = (movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
+        return _bring(movable for movable in belonging if isinstance(movable, Weight))
+
+    def bring_all_but_states(self) -> float:
         """Have all weights and gradients in memory; the seconds that they were waited for.
 
         Raises:

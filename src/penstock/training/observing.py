@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from penstock.training.calls import Calls
 from penstock.training.iteration import last_iteration, tokens
 from penstock.training.period import find_period
 from penstock.training.pool import Pool
@@ -31,7 +33,7 @@ class Observer:
         optimizers: how many step.
         known: what the tensors of the model and its optimizers are for, at any moment.
         pool: which records, too, if it is preloaded.
-        parameters: whether it matters when gradients come to be.
+        parameters: whether it matters when they are used, and when their gradients come to be.
 
     Attributes:
         found: the iteration, once it is known.
@@ -40,8 +42,9 @@ class Observer:
     def __init__(self, optimizers: int, known: Known, pool: Pool | None, *, parameters: bool) -> None:
         self._patience, self._pool = PATIENCE * optimizers, pool
         self._recorder = Recorder()
-        self._known, self._sees_gradients = known, parameters
+        self._known, self._sees_parameters = known, parameters
         self._handles: list[RemovableHandle] = []
+        self._modes = ExitStack()
         self._recorder.know(known())
         self._timing: Timing | None = None
         self._steps = 0
@@ -56,10 +59,12 @@ class Observer:
     def begin(self) -> None:
         """See operations from now on."""
         self._is_recording = True
-        for kind, parameter in self._known() if self._sees_gradients else ():
+        for kind, parameter in self._known() if self._sees_parameters else ():
             if kind == PARAMETERS and parameter.requires_grad and parameter.is_leaf:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._recorder.accumulated))
-        self._recorder.__enter__()  # type: ignore[no-untyped-call]
+        self._modes.enter_context(self._recorder)
+        if self._sees_parameters:
+            self._modes.enter_context(Calls(self._recorder.called))
 
     def event(self, event: Event, storage: torch.UntypedStorage | None = None) -> None:
         """One more."""
@@ -101,4 +106,4 @@ class Observer:
             while self._handles:
                 self._handles.pop().remove()
             self._recorder.forget()
-            self._recorder.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._modes.close()

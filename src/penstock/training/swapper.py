@@ -263,7 +263,7 @@ class Swapper:
         self.clock.depart()
         self.stats.departed += 1
         self._stay()
-        self.clock.wait_late(self._all.bring_parameters())
+        self.clock.wait_late(self._all.bring_all_but_states())
 
     def _stay(self) -> None:
         """What autograd saved is kept in memory, as far as it is there."""

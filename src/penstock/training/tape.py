@@ -250,6 +250,13 @@ class Recorder(TorchDispatchMode):
                 if is_new and kind in (PARAMETERS, BUFFERS):
                     self._known[record] = tensor
 
+    def called(self, arguments: Any) -> None:
+        """A function begins, whose operations will be seen."""
+        for storage in _storages(arguments):
+            record = self._live.get(storage._cdata)
+            if record is not None:
+                record.touch(len(self.events) - 1)
+
     def accumulated(self, parameter: torch.Tensor) -> None:
         """A parameter has got its gradient, or more of it."""
         for storage in _storages(parameter.grad):
