@@ -37,6 +37,7 @@ class Corrector:
     def __init__(self, budget_nbytes: int, meter: Meter) -> None:
         self._budget_nbytes, self._meter = budget_nbytes, meter
         self._corrections = self._looked = 0
+        self._were_futile: frozenset[int] = frozenset()
         self._was_beyond = self._has_relearnt = self.is_done = False
 
     def looks(self, planner: Planner, plan: SwapPlan, swapper: Swapper, mover: Mover) -> bool:
@@ -45,9 +46,12 @@ class Corrector:
         if followed in (0, self._looked):  # an iteration that departed says nothing of the plan
             return False
         self._looked = followed
-        if swapper.futile:
+        # Once may have been the frames of an error; but at first it costs memory that was planned for.
+        futile = swapper.futile if followed == 1 else swapper.futile & self._were_futile
+        self._were_futile = swapper.futile
+        if futile:
             self._looked = 0
-            planner.exclude(swapper.futile)
+            planner.exclude(futile)
             return True
         taken_nbytes = self._meter.taken_nbytes() if followed > 1 else 0  # the first still has what was before
         was_beyond, self._was_beyond = self._was_beyond, taken_nbytes > self._budget_nbytes

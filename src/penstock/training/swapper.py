@@ -40,7 +40,8 @@ class Swapper:
         seek: told which segment begins.
 
     Attributes:
-        futile: storages that were given up and stayed in memory, because somebody else has them, a local variable say.
+        futile: storages that the last iteration gave up, and that stayed in memory, because somebody else has them, a
+            local variable say.
         clock: of segments.
     """
 
@@ -66,7 +67,8 @@ class Swapper:
         self.clock = SegmentClock(plan.segments, stats)
         self._departed = False
         self._is_broken = False
-        self.futile: set[int] = set()
+        self.futile: frozenset[int] = frozenset()
+        self._futile: set[int] = set()  # of the present iteration
         self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
         self._all = movables
         self._movables = {i: m for i, swap in enumerate(plan.swaps) if (m := movables.get(swap.storage)) is not None}
@@ -187,7 +189,7 @@ class Swapper:
                 if entry.is_computed:
                     entry.leave()
                     if entry.storage is not None and not self._is_broken:
-                        self.futile.add(self.plan.swaps[index].storage)
+                        self._futile.add(self.plan.swaps[index].storage)
                     continue
                 last = self._last[index]
                 if last is not None and (kept := last()) is not None:  # a graph of an earlier iteration still lives
@@ -200,7 +202,7 @@ class Swapper:
         for index in self._timetable.gone_before.get(segment, ()):
             gone = self._entry(index)
             if gone is not None and gone.is_held_elsewhere:
-                self.futile.add(self.plan.swaps[index].storage)
+                self._futile.add(self.plan.swaps[index].storage)
         for index in self._timetable.reading.get(segment, ()):
             returning = self._entry(index)
             if returning is not None:
@@ -224,7 +226,7 @@ class Swapper:
                 self._entries[index] = weakref.ref(entry)
                 self._left(index, entry)
             elif movable.entry is None:  # it is another one, or there is none
-                self.futile.add(self.plan.swaps[index].storage)
+                self._futile.add(self.plan.swaps[index].storage)
 
     def _left(self, index: int, entry: Entry) -> None:
         self._unsettled[index] = entry
@@ -298,6 +300,7 @@ class Swapper:
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False
+        self.futile, self._futile = frozenset(self._futile), set()
         self._entries = [found if index in self._movables else None for index, found in enumerate(self._entries)]
         self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._movables}
         self._by_storage.clear()
