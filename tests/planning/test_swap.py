@@ -194,7 +194,8 @@ def test_the_best_is_no_slower_than_any_score_and_near_the_best_choice_there_is(
         if (found := stick_to_limit(made, chosen)) is not None and is_allowed(made, chosen)
     )
     assert oracle >= least_seconds(made) - 1e-9
-    assert best.predicted_seconds <= oracle * 1.4 + 1e-9  # 1.29 was the worst of 3000, 3 of them above 1.25
+    most = 1.4 if made.recomputable else 1.25  # of 3000 problems 1.29 was the worst, with something to compute again
+    assert best.predicted_seconds <= oracle * most + 1e-9
 
 
 def choices(made: SwapProblem) -> Iterator[tuple[Absence, ...]]:

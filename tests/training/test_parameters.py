@@ -13,27 +13,24 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.loops import Tower, same, step, train
+from tests.training.loops import Tower, failing, same, step, train
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import penstock
 from penstock.errors import StorageError
 from penstock.planning.swap_problem import Link
+from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.training import pool, swapfile
 from penstock.training.autoswap import AutoSwap
 from penstock.training.movable import Gradient, Weight
+from penstock.training.mover import Mover, Place
 
 WIDTH, MIB, STEPS = 768, 1 << 20, 9
+LINK = Link(1e-5, 1e11)  # whatever helps is worth it
+
+pytestmark = pytest.mark.usefixtures("steady")
 One = Callable[[nn.Module, torch.optim.Optimizer, torch.Tensor], float]
-
-
-@pytest.fixture(autouse=True)
-def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured beside storages differs from run to run."""
-    monkeypatch.setattr(sys.modules["penstock.training.meter"], "read_memory", lambda: None)
-    link = Link(1e-5, 1e11)  # whatever helps is worth it
-    monkeypatch.setattr(sys.modules["penstock.training.planner"], "measure_links", lambda folder: (link, link))
 
 
 def make(momentum: float = 0.9) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -435,10 +432,6 @@ def test_frozen_weights_leave_too() -> None:
     assert moved(within, Weight) > 2
 
 
-def failing(*_: Any) -> int:
-    raise OSError(5, os.strerror(5))
-
-
 def test_weights_that_cannot_be_written_stay(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, plainly = make()
     expected = train(plain, plainly, inputs(12))
@@ -475,6 +468,7 @@ import torch
 sys.path.insert(0, {root!r})
 import penstock
 from penstock.training.movable import Gradient, Weight
+from penstock.training.mover import Mover, Place
 from tests.training.loops import same, train
 from tests.training.test_parameters import inputs, make, moved
 torch.set_num_threads(2)
@@ -571,3 +565,21 @@ def test_weights_are_there_before_their_function_makes_nodes_for_their_gradients
     assert train(model, optimizer, inputs(11), within, one=one) == expected
     assert same(plain, model)
     assert moved(within, Weight) > 3
+
+
+def test_what_is_on_its_way_out_cannot_be_written_to(tmp_path: Path) -> None:
+    """Not even by ways of which torch counts no version."""
+    parameter = nn.Parameter(torch.randn(512, 512))
+    expected = parameter.detach().clone()
+    mover = Mover(swapfile.SwapFile(tmp_path))
+    weight = Weight(parameter, parameter.nbytes, {})
+    weight.allot(mover)
+    kept = weight.saved(parameter.detach().t())
+    room_nbytes = 2 * parameter.nbytes
+    assert weight.leave(mover, Place(CpuArena(room_nbytes), 0, room_nbytes)) is not None
+    with pytest.raises(RuntimeError):
+        parameter.data.mul_(2)
+    assert torch.equal(kept.take()[0], expected.t())
+    weight.bring()
+    assert torch.equal(parameter, expected)
+    mover.close()

@@ -55,7 +55,7 @@ def taped(make: Callable[[torch.Tensor], torch.Tensor], after: Callable[..., obj
     """One iteration that saves what is read and what is made of it, and takes both back."""
     recorder = Recorder()
     with recorder, torch.no_grad():
-        recorder.event(Event(STEP_ENDED, 0))
+        recorder.event(Event(STEP_ENDED))
         source = x()
         recorder.event(Event(SAVED, source.nbytes), source.untyped_storage())
         made = make(source)
@@ -63,7 +63,7 @@ def taped(make: Callable[[torch.Tensor], torch.Tensor], after: Callable[..., obj
         after(source, made)
         for tensor in (made, source):
             recorder.event(Event(TAKEN, tensor.nbytes), tensor.untyped_storage())
-        recorder.event(Event(STEP_ENDED, 0))
+        recorder.event(Event(STEP_ENDED))
         del source, made, tensor
     return recorder.tape()
 

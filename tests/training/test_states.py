@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import sys
-from typing import Any
 
 import pytest
 import torch
-from tests.training.loops import Tower, same, step, train
+from tests.training.loops import Tower, failing, same, step, train
 from torch import nn
 
 import penstock
 from penstock.errors import StorageError
-from penstock.planning.swap_problem import Link
 from penstock.training import swapfile
 from penstock.training.autoswap import AutoSwap
 
 WIDTH, MIB = 512, 1 << 20
 BUDGET = 30 * MIB  # parameters and gradients are 14 MiB, and so is the state
 
-
-@pytest.fixture(autouse=True)
-def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured beside storages differs from run to run."""
-    monkeypatch.setattr(sys.modules["penstock.training.meter"], "read_memory", lambda: None)
-    link = Link(1e-4, 1e9)  # measured ones take longer than these loops
-    monkeypatch.setattr(sys.modules["penstock.training.planner"], "measure_links", lambda folder: (link, link))
+pytestmark = pytest.mark.usefixtures("steady")
 
 
 def make(kind: str = "adam") -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -136,9 +126,6 @@ def test_state_that_is_loaded_anew_counts(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_state_that_cannot_be_read_raises_before_any_weight_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: Any) -> int:
-        raise OSError(5, os.strerror(5))
-
     model, optimizer = make("momentum")
     batches = inputs(9)
     with penstock.autoswap(model, optimizer, budget=BUDGET):

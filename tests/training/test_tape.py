@@ -29,7 +29,7 @@ def record(times: int = 3) -> Tape:
             recorder.event(Event(TAKEN, 4 * MIB), x.untyped_storage())
             y.sum()
             del x, y, z
-            recorder.event(Event(STEP_ENDED, 0))
+            recorder.event(Event(STEP_ENDED))
     return recorder.tape()
 
 
@@ -67,7 +67,7 @@ def test_what_outlives_iterations_lasts() -> None:
         for _ in range(4):
             x = kept * 2
             recorder.event(Event(SAVED, 4000), x.untyped_storage())
-            recorder.event(Event(STEP_ENDED, 0))
+            recorder.event(Event(STEP_ENDED))
     assert last_iteration(recorder.tape(), 2).lasting_nbytes in (4000, 8000)  # and what the last one has left
 
 

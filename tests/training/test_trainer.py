@@ -24,7 +24,6 @@ from penstock.errors import (
     StreamStateError,
     UnsupportedModelError,
 )
-from penstock.planning.swap_problem import Link
 from penstock.training.autoswap import AutoSwap
 
 transformers = pytest.importorskip("transformers")
@@ -36,13 +35,7 @@ MIB = 1 << 20
 BUDGET = 14 * MIB  # of 24
 WORDS, LENGTH, WIDTH, BATCH = 8192, 640, 64, 8  # a table of 2 MiB, and activations of 1.25 MiB, of 7 of 1.1 MiB
 
-
-@pytest.fixture(autouse=True)
-def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured beside storages differs from run to run; what is planned then, too."""
-    monkeypatch.setattr(sys.modules["penstock.training.meter"], "read_memory", lambda: None)
-    link = Link(1e-4, 1e9)  # measured ones take longer than these loops
-    monkeypatch.setattr(sys.modules["penstock.training.planner"], "measure_links", lambda folder: (link, link))
+pytestmark = pytest.mark.usefixtures("steady")
 
 
 @pytest.fixture(autouse=True)
@@ -145,10 +138,10 @@ def is_active() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
-def both(tmp_path: Path, **more: Any) -> AutoSwap:
+def both(tmp_path: Path, *, parameters: bool = False, **more: Any) -> AutoSwap:
     """Train plainly and within the budget, compare, and tell what happened."""
     plain = train(make(tmp_path / "plain", **more))
-    callback = AutoSwapCallback(BUDGET, tmp_path)
+    callback = AutoSwapCallback(BUDGET, tmp_path, parameters=parameters)
     within = train(make(tmp_path / "within", callback, **more))
     assert told(within) == told(plain)
     assert alike(within, plain)
@@ -176,9 +169,10 @@ def test_accumulated_gradients_and_fewer_of_them_in_the_last_step(tmp_path: Path
     assert swap.stats.departed == 1
 
 
-def test_evaluation_and_checkpoints_in_between_and_the_best_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parameters", [False, True])
+def test_evaluation_and_checkpoints_in_between_and_the_best_at_the_end(tmp_path: Path, parameters: bool) -> None:
     often = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    swap = both(tmp_path, load_best_model_at_end=True, **often)
+    swap = both(tmp_path, load_best_model_at_end=True, parameters=parameters, **often)
     assert swap.stats.iterations >= 5
     assert swap.stats.departed == 0
 

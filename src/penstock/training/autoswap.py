@@ -158,7 +158,7 @@ class AutoSwap:
         if isinstance(packed, torch.Tensor):
             packed = packed.detach()  # torch hands over the variable itself, which its node must not hold
         if not is_movable(packed):
-            self._event(Event(SAVED, 0))
+            self._event(Event(SAVED))
             return packed
         if self._following is not None:
             return self._following.saved(packed)
@@ -169,7 +169,7 @@ class AutoSwap:
 
     def _taken(self, kept: Any) -> torch.Tensor:
         if not isinstance(kept, Kept):
-            self._event(Event(TAKEN, 0))
+            self._event(Event(TAKEN))
         elif self._following is not None:
             kept = self._following.taken(kept)
         else:

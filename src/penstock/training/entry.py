@@ -47,6 +47,12 @@ class Entry:
         """This tensor is a view of the storage, which it is to give up with it and be like `hollow`."""
         self._aliases.append((tensor, hollow))
 
+    def hide(self) -> None:
+        """Have the tensors that hold it give it up now, so that nobody writes to what is on its way."""
+        while self._aliases:
+            alias, hollow = self._aliases.pop()
+            alias.data = hollow  # it still knows its version
+
     def leave(self) -> None:
         """Begin to write it."""
         if self.storage is not None and not self._stays:
@@ -86,9 +92,7 @@ class Entry:
     def _give_up(self) -> None:
         self._elsewhere = weakref.ref(self.storage) if self.storage is not None else None
         self.storage = None
-        while self._aliases:
-            alias, hollow = self._aliases.pop()
-            alias.data = hollow  # it still knows its version
+        self.hide()
 
     @property
     def is_held_elsewhere(self) -> bool:

@@ -76,6 +76,7 @@ class Movable:
         entry = self.entry = Entry(tensor.untyped_storage(), mover, self._offset, place)
         entry.hold(tensor, unreadable(tuple(tensor.shape), tensor.dtype, tensor.device, tensor.stride()))
         self._hold(entry)
+        entry.hide()
         entry.leave()
         return entry
 
@@ -91,12 +92,11 @@ class Movable:
         entry, tensor = self.entry, self._gone
         if entry is None or tensor is None:
             return 0.0
-        if self._current() is not tensor or (entry.storage is None and not tensor.is_meta):
+        if self._current() is not tensor or not tensor.is_meta:
             self.release()  # somebody has put something else there meanwhile
             return 0.0
         storage, seconds = entry.present()
-        if tensor.is_meta:
-            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry)
+        tensor.data = torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry)
         self.release()
         return seconds
 

@@ -137,11 +137,11 @@ def _idle_states(
     for index, optimizer in enumerate(optimizers):
         seen: set[int] = set()
         for part, (_, parameters) in enumerate(parts(optimizer.param_groups)):
-            needed = Event(STEP_PART, index, part)
+            needed = Event(STEP_PART, optimizer=index, part=part)
             used = [at for at, event in enumerate(events) if event == needed]
             until = [at + 1 for at in used]
             if not used:  # the step is one
-                used = [at for at, event in enumerate(events) if event == Event(STEP_BEGINS, index)]
+                used = [at for at, event in enumerate(events) if event == Event(STEP_BEGINS, optimizer=index)]
                 until = [_end_of_step(events, at) for at in used]
             for parameter in parameters:
                 for value in optimizer.state.get(parameter, {}).values():
@@ -152,4 +152,5 @@ def _idle_states(
 
 
 def _end_of_step(events: Sequence[Event], begin: int) -> int:
-    return next(at for at in range(begin, len(events)) if events[at] == Event(STEP_ENDED, events[begin].nbytes))
+    ended = Event(STEP_ENDED, optimizer=events[begin].optimizer)
+    return next(at for at in range(begin, len(events)) if events[at] == ended)

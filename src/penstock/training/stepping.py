@@ -110,7 +110,7 @@ class Steps:
             _whole(optimizer)
 
     def _begins(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._event(Event(STEP_BEGINS, index))
+        self._event(Event(STEP_BEGINS, optimizer=index))
         if steps_in_parts(optimizer):
             _whole(optimizer)  # where the last step failed
             PartedGroups(optimizer, partial(self._part_begins, index))
@@ -118,12 +118,12 @@ class Steps:
             self._uses_state(p for group in optimizer.param_groups for p in group["params"])
 
     def _part_begins(self, index: int, part: int, parameters: Sequence[torch.Tensor]) -> None:
-        self._event(Event(STEP_PART, index, part))
+        self._event(Event(STEP_PART, optimizer=index, part=part))
         self._uses_state(parameters)
 
     def _ended(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         _whole(optimizer)
-        self._event(Event(STEP_ENDED, index))
+        self._event(Event(STEP_ENDED, optimizer=index))
         self._stepped()
 
 

@@ -31,12 +31,14 @@ class Event:
 
     Attributes:
         kind: one of `SAVED`, `TAKEN`, `STEP_BEGINS`, `STEP_PART`, `STEP_ENDED`.
-        nbytes: of the storage that is saved or taken back; of a step, which optimizer's.
+        nbytes: of the storage that is saved or taken back.
+        optimizer: of a step, whose.
         part: of a step, which.
     """
 
     kind: str
-    nbytes: int
+    nbytes: int = 0
+    optimizer: int = 0
     part: int = 0
 
 
