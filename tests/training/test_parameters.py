@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import os
 import shutil
@@ -18,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import penstock
-from penstock.errors import StorageError
+from penstock.errors import StorageError, StreamStateError
 from penstock.planning.swap_problem import Link
 from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.training import pool, swapfile
@@ -583,3 +585,117 @@ def test_what_is_on_its_way_out_cannot_be_written_to(tmp_path: Path) -> None:
     weight.bring()
     assert torch.equal(parameter, expected)
     mover.close()
+
+
+def evaluate_in_inference_mode(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with torch.inference_mode():
+        assert torch.isfinite(model(inputs(1)[0])).all()
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def copy_the_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    other = copy.deepcopy(model)
+    assert same_weights(model, other)
+    with torch.no_grad():
+        assert torch.isfinite(other(inputs(1)[0])).all()
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("what", [evaluate_in_inference_mode, load_optimizer, copy_the_model])
+def test_what_else_happens_between_iterations(what: Callable[[nn.Module, torch.optim.Optimizer], object]) -> None:
+    assert_same(least(), now_and_then(what), batches=inputs(12))
+
+
+@pytest.mark.parametrize("way", ["data", "itself"])
+def test_what_is_away_cannot_be_written_to_in_silence(way: str) -> None:
+    """torch ignores copies into tensors without data."""
+    model, optimizer = make()
+    within = penstock.autoswap(model, optimizer, budget=20 * MIB, parameters=True)
+    with torch.no_grad(), contextlib.suppress(StreamStateError), within:
+        with torch.enable_grad():
+            train(model, optimizer, inputs(8))
+        away = next(parameter for parameter in model.parameters() if parameter.is_meta)
+        with pytest.raises(RuntimeError):
+            (away.data if way == "data" else away).copy_(torch.zeros(WIDTH, WIDTH))
+    assert not away.is_meta
+
+
+def test_gradients_that_somebody_collects_come_back_to_him() -> None:
+    kept: dict[int, list[torch.Tensor]] = {}
+
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        optimizer.zero_grad()
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        kept[id(model)] = [gradient for gradient in gradients if gradient is not None]
+        optimizer.step()
+        return float(loss.detach())
+
+    assert_same(least(one), one)
+    first, second = kept.values() if len(kept) == 2 else list(kept.values())[-2:]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_whoever_asks_for_the_device_is_told_it() -> None:
+    def one(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+        devices = {parameter.device.type for parameter in model.parameters()}
+        assert devices == {"cpu"}
+        return step(model, optimizer, x)
+
+    within = assert_same(34 * MIB, one)
+    assert within.stats.iterations >= 3
+
+
+def test_a_graph_that_outlives_the_block_has_its_weights() -> None:
+    model, optimizer = make()
+    plain, plainly = make()
+    train(plain, plainly, inputs(8))
+    plain(inputs(1)[0]).square().mean().backward()
+    with penstock.autoswap(model, optimizer, budget=least(), parameters=True):
+        train(model, optimizer, inputs(8))
+        loss = model(inputs(1)[0]).square().mean()
+    loss.backward()
+    assert same(plain, model)
+
+
+def test_with_activations_that_are_computed_again() -> None:
+    plain, plainly = make()
+    batches = inputs(10, rows=512)
+    expected = train(plain, plainly, batches)
+    model, optimizer = make()
+    within = penstock.autoswap(model, optimizer, budget=26 * MIB, parameters=True, recompute=True)
+    assert train(model, optimizer, batches, within) == expected
+    assert same(plain, model)
+
+
+def test_an_exception_in_the_middle_of_a_pass() -> None:
+    class Interrupted(Exception):
+        pass
+
+    def stop(module: nn.Module, inputs: Any) -> None:
+        raise Interrupted
+
+    model, optimizer = make()
+    plain, plainly = make()
+    batches = inputs(12)
+    expected = train(plain, plainly, batches)
+    with penstock.autoswap(model, optimizer, budget=least(), parameters=True):
+        losses = train(model, optimizer, batches[:8])
+        for layer in (1, 4):
+            handle = model.layers[layer].register_forward_pre_hook(stop)  # type: ignore[union-attr,index]
+            with pytest.raises(Interrupted):
+                step(model, optimizer, batches[8])
+            handle.remove()
+        losses += train(model, optimizer, batches[8:])
+    assert losses == expected
+    assert same(plain, model)

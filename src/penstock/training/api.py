@@ -41,15 +41,17 @@ def autoswap(
             factor, no other branch): if one does not, what is computed again is found to differ, and that raises.
         parameters: whether weights and gradients may be away, too, from one use to the next. For loops that look at
             them as they were recorded to, through modules, or through state dicts: whoever else reads one while it is
-            away (its norm every hundredth step, an average) gets torch's error for tensors without data.
+            away (its norm every hundredth step, an average), or writes to it, gets an error, mostly torch's for tensors
+            without data. Its `device` is `meta` then, unless the loop asks for it in each iteration.
 
     Raises:
         BudgetError: the budget is no size.
         PlanError: there is no such score.
-        StreamStateError: the model is streamed, or an optimizer is none.
+        StreamStateError: an optimizer is none; or, with `parameters`, the model is a DistributedDataParallel.
         BudgetInfeasibleError: from the step after which it is known: no plan is within the budget.
         StorageError: likewise: the folder has no room.
-        StreamStateError: in a backward pass, with `recompute`: what was computed again is not what it was.
+        StreamStateError: in a backward pass, with `recompute`: what was computed again is not what it was. With
+            `parameters`: something was written to while it was away.
     """
     if scores not in METHODS:
         raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
@@ -57,6 +59,11 @@ def autoswap(
     for found in optimizers:
         if not isinstance(found, torch.optim.Optimizer):
             raise StreamStateError(f"{found!r} is no torch.optim.Optimizer")
+    if parameters and isinstance(model, nn.parallel.DistributedDataParallel):
+        raise StreamStateError(
+            "DistributedDataParallel holds the nodes that accumulate gradients, and a weight that leaves gets others: "
+            "leave parameters=True out"
+        )
     if not optimizers:
         raise StreamStateError("autoswap needs the optimizer of the loop: its steps tell where an iteration ends")
     return AutoSwap(

@@ -195,9 +195,9 @@ class AutoSwap:
             self._observe(self._observer)
             self._meter.reset()
 
-    def _bring(self, weights: Iterable[torch.Tensor] | None = None) -> None:
+    def _bring(self, weights: Iterable[torch.Tensor] | None = None, *, at_once: bool = False) -> None:
         if self._following is not None:
-            self._following.bring(weights)
+            self._following.bring(weights, at_once=at_once)
 
     def _forget_states(self) -> None:
         if self._following is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_PROPERTIES = ("__get__", "__set__", "__delete__")
+_TELLING = "device"  # of a weight that is away it is another one, and batches are sent there
 
 
 class Calls(TorchFunctionMode):
@@ -19,14 +19,22 @@ class Calls(TorchFunctionMode):
 
     Args:
         called: told arguments, before anything else happens.
+        seen: told of tensors whose device somebody looks at, or that are set something, or set as something.
     """
 
-    def __init__(self, called: Callable[[Any], None]) -> None:
+    def __init__(self, called: Callable[[Any], object], seen: Callable[[Any], object]) -> None:
         super().__init__()
-        self._called = called
+        self._called, self._seen = called, seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_grad_enabled() and getattr(func, "__name__", "") not in _PROPERTIES:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            if getattr(func.__self__, "__name__", "") == _TELLING:
+                self._seen(args)
+        elif name == "__set__":
+            if args[1] is not None:  # as gradients are dropped
+                self._seen(args)
+        elif torch.is_grad_enabled():
             self._called((args, kwargs))
         return func(*args, **kwargs)

@@ -217,6 +217,15 @@ class Handle(Kept):
         self._nbytes = tensor.untyped_storage().nbytes()
         self._geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
 
+    def is_of(self, storage: torch.UntypedStorage) -> bool:
+        """Whether it is of this memory, which may have come back."""
+        mine = self._entry.storage if self._entry is not None else self._tensor.untyped_storage()
+        return mine is not None and mine._cdata == storage._cdata
+
+    def left_with(self, entry: Entry) -> bool:
+        """Whether the storage comes back by this entry."""
+        return self._entry is entry
+
     def leave_with(self, entry: Entry) -> None:
         """The storage comes back by this entry from now on."""
         self._entry = entry
@@ -237,7 +246,8 @@ class Handle(Kept):
         storage, seconds = self._entry.present()
         if tensor.numel() or not math.prod(self._geometry[1]):
             return tensor, seconds
-        return torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry), seconds
+        with torch.inference_mode(False):
+            return torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry), seconds
 
     def _shape(self) -> list[int]:
         return list(self._geometry[1])

@@ -51,14 +51,12 @@ class Following:
         meter: Meter,
         pool: Pool | None,
     ) -> None:
-        self.planner, self.plan = planner, None
+        self.planner = planner
+        self.plan: SwapPlan | None = None
         self._scores, self._folder, self._stats, self._meter, self._pool = scores, folder, stats, meter, pool
         self._corrector = Corrector(budget_nbytes, meter)
         self._swapper: Swapper | None = None
         self._mover: Mover | None = None
-        self._has_asked = False  # somebody, for what is away between two iterations
-
-    plan: SwapPlan | None
 
     def begin(self) -> None:
         """Make a plan, and follow it from the next iteration on.
@@ -117,12 +115,8 @@ class Following:
 
     def _begin_iteration(self, swapper: Swapper) -> None:
         """Before the first event of an iteration: what happened since the last one was not the iteration's."""
-        if swapper.is_between:
-            if not self._corrector.is_done:
-                self._meter.reset()
-            if self._has_asked:
-                self._has_asked = False
-                swapper.leave_idle()
+        if swapper.is_between and not self._corrector.is_done:
+            self._meter.reset()
 
     def steps(self, parameters: Iterable[torch.Tensor]) -> None:
         """These, and their state, are stepped next.
@@ -135,15 +129,18 @@ class Following:
         else:
             self.planner.movables.bring(parameters)
 
-    def bring(self, weights: Iterable[torch.Tensor] | None = None) -> None:
-        """Somebody is about to read these, or everything, state too.
+    def bring(self, weights: Iterable[torch.Tensor] | None = None, *, at_once: bool = False) -> None:
+        """Somebody is about to read these, or everything, state too, until the next iteration begins.
+
+        If he is to compute gradients with them at once, they do not leave but by plan.
 
         Raises:
             StorageError: something could not be read.
         """
         movables = self.planner.movables
-        if (movables.bring() if weights is None else movables.bring_weights(weights)) > 0:
-            self._has_asked = True
+        seconds = movables.bring() if weights is None else movables.bring_weights(weights)
+        if seconds > 0 and self._swapper is not None and not at_once:
+            self._swapper.has_asked = True
 
     def forget_states(self) -> None:
         """The optimizers have other state now, which stays."""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from penstock.errors import StreamStateError
 from penstock.runtime.binding import unreadable
 from penstock.training.entry import Entry, Handle
 from penstock.training.iteration import LEAST_NBYTES
 from penstock.training.mover import Mover, Place
 from penstock.training.swapfile import room_nbytes
+
+
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    """What it is without memory.
+
+    torch ignores copies into tensors of a meta device, but not where shapes differ: with one more dimension it raises.
+    """
+    stride = (*tensor.stride(), 1)
+    return unreadable((*tensor.shape, 1), tensor.dtype, tensor.device, stride)
 
 
 def can_leave(value: object) -> bool:
@@ -36,7 +45,7 @@ class Movable:
         nbytes: of its storage.
 
     Attributes:
-        entry: by which its memory has gone, or goes; None while it is there.
+        entry: by which its memory has gone, or goes; None where it has come back since.
         is_state: whether the optimizer asks for it.
     """
 
@@ -46,7 +55,8 @@ class Movable:
         self.parameter, self.nbytes = parameter, nbytes
         self.entry: Entry | None = None
         self._offset: int | None = None  # in the file
-        self._gone: torch.Tensor | None = None
+        self._gone: weakref.ref[torch.Tensor] | None = None
+        self._version = 0
         self._geometry: tuple[int, torch.Size, tuple[int, ...]] = 0, torch.Size(), ()
 
     def _current(self) -> torch.Tensor | None:
@@ -68,19 +78,20 @@ class Movable:
         if self.entry is not None and (self.entry.storage is None or self.entry.is_leaving):
             self.entry.place = place
             return None
-        self.entry = None
+        self.bring()  # where it was written in vain
         tensor = self._current()
         if tensor is None or not can_leave(tensor) or tensor.untyped_storage().nbytes() != self.nbytes:
             return None
-        self._gone, self._geometry = tensor, (int(tensor.storage_offset()), tensor.size(), tensor.stride())
+        self._gone, self._version = weakref.ref(tensor), tensor._version
+        self._geometry = int(tensor.storage_offset()), tensor.size(), tensor.stride()
         entry = self.entry = Entry(tensor.untyped_storage(), mover, self._offset, place)
-        entry.hold(tensor, unreadable(tuple(tensor.shape), tensor.dtype, tensor.device, tensor.stride()))
-        self._hold(entry)
+        entry.hold(tensor, _hollow(tensor))
+        self._hold(entry, tensor.untyped_storage())
         entry.hide()
         entry.leave()
         return entry
 
-    def _hold(self, entry: Entry) -> None:
+    def _hold(self, entry: Entry, storage: torch.UntypedStorage) -> None:
         """Whatever else has its memory is to give it up, too."""
 
     def bring(self) -> float:
@@ -88,20 +99,32 @@ class Movable:
 
         Raises:
             StorageError: it could not be read.
+            StreamStateError: it was written to while it had no memory, and what was written is lost.
         """
-        entry, tensor = self.entry, self._gone
-        if entry is None or tensor is None:
+        entry, tensor = self.entry, self._gone() if self._gone is not None else None
+        if entry is None:
             return 0.0
-        if self._current() is not tensor or not tensor.is_meta:
-            self.release()  # somebody has put something else there meanwhile
+        if tensor is None or not tensor.is_meta:  # it is nobody's any more, or has other data
+            self._give_up(entry)
+            self.release()
             return 0.0
         storage, seconds = entry.present()
-        tensor.data = torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry)
+        with torch.inference_mode(False):  # whoever reads it
+            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry)
+        is_written = tensor._version != self._version
         self.release()
+        if is_written:
+            raise StreamStateError(
+                f"a tensor of shape {list(tensor.shape)} was written to while it was away, and that is lost: write to "
+                "weights, gradients and state in each iteration or by load_state_dict, or leave parameters=True out"
+            )
         return seconds
 
+    def _give_up(self, entry: Entry) -> None:
+        """What left by this entry does not come back."""
+
     def release(self) -> None:
-        """It is in memory: hold nothing of it any more."""
+        """Forget how it left."""
         self.entry = self._gone = None
 
 
@@ -135,7 +158,7 @@ class Weight(Movable):
     def __init__(self, parameter: torch.Tensor, nbytes: int, by_storage: dict[int, Weight]) -> None:
         super().__init__(parameter, nbytes)
         self._by_storage = by_storage
-        self._handles: list[weakref.ref[Handle]] = []
+        self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._know()
 
     def _know(self) -> None:
@@ -151,19 +174,18 @@ class Weight(Movable):
     def saved(self, tensor: torch.Tensor) -> Handle:
         """What autograd is to keep of a view of it."""
         handle = Handle(tensor)
-        self._handles.append(weakref.ref(handle))
+        self._handles.add(handle)
         return handle
 
-    def _live_handles(self) -> Iterator[weakref.ref[Handle]]:
-        return (reference for reference in self._handles if reference() is not None)
-
-    def _hold(self, entry: Entry) -> None:
-        self._by_storage.pop(self.parameter.untyped_storage()._cdata, None)
-        self._handles = list(self._live_handles())
-        for reference in self._handles:
-            handle = reference()
-            if handle is not None:
+    def _hold(self, entry: Entry, storage: torch.UntypedStorage) -> None:
+        self._by_storage.pop(storage._cdata, None)
+        for handle in list(self._handles):
+            if handle.is_of(storage):
                 handle.leave_with(entry)
+
+    def _give_up(self, entry: Entry) -> None:
+        if any(handle.left_with(entry) for handle in list(self._handles)):
+            entry.present()  # graphs still want it, and its place in the file may be written to
 
     def bring(self) -> float:
         seconds = super().bring()

@@ -7,7 +7,7 @@ from itertools import count
 
 import torch
 
-from penstock.errors import StorageError
+from penstock.errors import PenstockError, StorageError, StreamStateError
 from penstock.planning.swap_problem import Absence
 from penstock.training.iteration import Iteration
 from penstock.training.movable import Gradient, Movable, State, Weight, can_leave
@@ -72,8 +72,8 @@ class Movables:
             StorageError: some could not be read; the others are there.
         """
         if parameters is None:
-            return _bring(self._movables.values())
-        return _bring(movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
+            return bring_all(self._movables.values())
+        return bring_all(movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
 
     def bring_weights(self, parameters: Iterable[torch.Tensor]) -> float:
         """Have these parameters themselves in memory; the seconds that they were waited for.
@@ -82,7 +82,7 @@ class Movables:
             StorageError: likewise.
         """
         belonging = (movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
-        return _bring(movable for movable in belonging if isinstance(movable, Weight))
+        return bring_all(movable for movable in belonging if isinstance(movable, Weight))
 
     def bring_all_but_states(self) -> float:
         """Have all weights and gradients in memory; the seconds that they were waited for.
@@ -90,7 +90,7 @@ class Movables:
         Raises:
             StorageError: likewise.
         """
-        return _bring(movable for movable in self._movables.values() if not movable.is_state)
+        return bring_all(movable for movable in self._movables.values() if not movable.is_state)
 
     def stay(self, away: Collection[int]) -> None:
         """Have in memory whatever is not among those that may be away.
@@ -98,7 +98,7 @@ class Movables:
         Raises:
             StorageError: it could not be read.
         """
-        _bring(movable for number, movable in self._movables.items() if number not in away)
+        bring_all(movable for number, movable in self._movables.items() if number not in away)
 
     def release(self) -> None:
         """They are in memory, and stay: hold nothing of them any more."""
@@ -114,14 +114,20 @@ class Movables:
         return numbers
 
 
-def _bring(movables: Iterable[Movable]) -> float:
+def bring_all(movables: Iterable[Movable]) -> float:
+    """Have all of these in memory; the seconds that they were waited for.
+
+    Raises:
+        StorageError: some could not be read; the others are there.
+        StreamStateError: some were written to while they were away; likewise.
+    """
     seconds = 0.0
-    failure: StorageError | None = None
+    failure: PenstockError | None = None
     try:
         for movable in movables:
             try:
                 seconds += movable.bring()
-            except StorageError as error:
+            except (StorageError, StreamStateError) as error:
                 failure = failure or error
         if failure is not None:
             raise failure

@@ -111,7 +111,7 @@ def _settle(future: Future[T], moved: Moved, nbytes: int, work: Callable[[], T])
     except StorageError as error:
         future.set_exception(_without_frames(error))
     except BaseException as error:  # a thread that dies would leave its caller waiting
-        future.set_exception(StorageError(f"moving an activation failed ({error!r})"))
+        future.set_exception(StorageError(f"moving a tensor failed ({error!r})"))
 
 
 def _without_frames(error: BaseException) -> BaseException:

@@ -64,7 +64,7 @@ class Observer:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._recorder.accumulated))
         self._modes.enter_context(self._recorder)
         if self._sees_parameters:
-            self._modes.enter_context(Calls(self._recorder.called))
+            self._modes.enter_context(Calls(self._recorder.called, self._recorder.seen))
 
     def event(self, event: Event, storage: torch.UntypedStorage | None = None) -> None:
         """One more."""

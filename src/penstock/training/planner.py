@@ -23,6 +23,7 @@ from penstock.training.movables import Movables
 from penstock.training.mover import Mover
 from penstock.training.placing import own_places, pool_places
 from penstock.training.pool import Pool
+from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SwapStats
 from penstock.training.swapper import Swapper
 from penstock.training.timing import Timing
@@ -74,9 +75,10 @@ class Planner:
         else:
             self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
         self._is_measured = self.lifetimes is None
-        if not recompute:
-            iteration = replace(iteration, recomputable=(), recipes={})
         self.movables = Movables(optimizers, iteration, parameters=parameters)
+        recipes = {n: r for n, r in iteration.recipes.items() if recompute and not self._has_moving_source(r)}
+        again = tuple(absence for absence in iteration.recomputable if absence.storage in recipes)
+        iteration = replace(iteration, recomputable=again, recipes=recipes)
         gradients = ((number, id(parameter)) for number, parameter in self.movables.gradients())
         self.allocations = timing.allocations | {
             n: timing.gradients[key] for n, key in gradients if key in timing.gradients
@@ -87,6 +89,10 @@ class Planner:
             until=iteration.until | self.movables.until,
         )
         self._links: tuple[Link, Link] = measure_links(folder)
+
+    def _has_moving_source(self, recipe: Recipe) -> bool:
+        stay = (source.stays for source in recipe.sources() if source.stays is not None)
+        return any(self.movables.weight(tensor.untyped_storage()) is not None for tensor in stay)
 
     def plan(self, scores: str) -> SwapPlan:
         """A plan within the budget.

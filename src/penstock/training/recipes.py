@@ -52,13 +52,13 @@ class Recipes:
         if not isinstance(value, Read):
             return value
         record = value.record
+        stays = self._tape.known.get(record)
+        if stays is not None and self._is_unchanged(record, at, returns):
+            return Source(-1, value.where, stays)
         saved = next((event for event in record.saves if event >= self._first), None)
         lives = record.died is None or record.died >= returns
         if saved is not None and saved < returns and lives and self._is_unchanged(record, at, returns):
             return Source(saved - self._first, value.where)
-        stays = self._tape.known.get(record)
-        if stays is not None and self._is_unchanged(record, at, returns):
-            return Source(-1, value.where, stays)
         recipe = self._recipe(record, returns)
         is_whole = recipe is not None and recipe.where == value.where
         return recipe if is_whole else NotImplemented

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from penstock.training.tape import GRADIENTS, PARAMETERS, SAVED, Event, StorageRecord, Tape
+from penstock.training.tape import GRADIENTS, PARAMETERS, StorageRecord, Tape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,25 +36,41 @@ def find_idle(tape: Tape, first: int, least_nbytes: int) -> Iterator[Idle]:
 
     Its last segment is not over; the one before `first` is like it.
     """
-    events = tape.events[first:]
+    count = len(tape.events) - first
     for record, tensor in tape.known.items():
         if record.known_as == PARAMETERS and record.nbytes >= least_nbytes:
-            yield Idle(tensor, PARAMETERS, record.nbytes, _gaps_of_weight(_touches(record, first, len(events)), events))
+            gaps = _cyclic_gaps(_within(record.touches, first, count), count)
+            if tensor.requires_grad:
+                made, used_up = _within(record.calls, first, count), _accumulations(tape, tensor, first)
+                gaps = tuple(gap for gap in gaps if not _has_node(gap, made, used_up, count))
+            yield Idle(tensor, PARAMETERS, record.nbytes, gaps)
     for record, parameter in tape.gradients.items():
-        if record.nbytes < least_nbytes or record.died is not None or record.accumulated is None:
+        if record.nbytes < least_nbytes or record.died is not None or not _is_alone(tape, record, first):
             continue
-        touches = _touches(record, first, len(events))
+        touches = _within(record.touches, first, count)
         if record.born < first:  # each iteration adds to the same one
-            yield Idle(parameter, GRADIENTS, record.nbytes, _cyclic_gaps(touches, len(events)))
+            yield Idle(parameter, GRADIENTS, record.nbytes, _cyclic_gaps(touches, count))
         else:
-            since = record.accumulated - first
+            since = record.accumulated[0] - first
             gaps = _gaps([touch for touch in touches if touch >= since])
             yield Idle(parameter, GRADIENTS, record.nbytes, gaps, _until(tape, parameter, first))
 
 
-def _touches(record: StorageRecord, first: int, count: int) -> list[int]:
+def _within(segments: Sequence[int], first: int, count: int) -> list[int]:
     """In segments of the iteration; -1 is its last one, of the iteration before."""
-    return [touch - first for touch in record.touches if -1 <= touch - first < count - 1]
+    return [segment - first for segment in segments if -1 <= segment - first < count - 1]
+
+
+def _accumulations(tape: Tape, parameter: torch.Tensor, first: int) -> list[int]:
+    found = (record.accumulated for record, owner in tape.gradients.items() if owner is parameter)
+    return sorted(segment - first for segments in found for segment in segments if segment >= first)
+
+
+def _is_alone(tape: Tape, record: StorageRecord, first: int) -> bool:
+    """Whether its parameter has no other gradient in the iteration."""
+    parameter = tape.gradients[record]
+    others = (other for other, owner in tape.gradients.items() if owner is parameter and other is not record)
+    return all(other.accumulated[-1] < first for other in others)
 
 
 def _gaps(touches: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -65,18 +81,24 @@ def _cyclic_gaps(touches: Sequence[int], count: int) -> tuple[tuple[int, int], .
     return _gaps([*touches, touches[0] + count]) if touches else ()
 
 
-def _gaps_of_weight(touches: Sequence[int], events: Sequence[Event]) -> tuple[tuple[int, int], ...]:
-    """Not those between two uses by one forward pass.
+def _has_node(gap: tuple[int, int], calls: Sequence[int], accumulations: Sequence[int], count: int) -> bool:
+    """Whether a function has made a node that is to accumulate a gradient, and the next one to get the weight is to
+    use the same.
 
-    A tensor whose memory goes has another node accumulate its gradient from then on (torch 2.13), so two uses in one
-    graph would be summed in another order.
+    A weight whose memory goes has another node from then on (torch 2.13), so gradients of one graph would be summed in
+    another order.
     """
+    leaves, returns = gap
+    before = max((call for call in _thrice(calls, count) if call < leaves), default=None)
+    after = min((call for call in _thrice(calls, count) if call >= returns), default=None)
+    if before is None or after is None:
+        return False
+    return not any(before <= accumulation < after for accumulation in _thrice(accumulations, count))
 
-    def is_within_forward(gap: tuple[int, int]) -> bool:
-        leaves, returns = gap
-        return all(events[segment % len(events)].kind == SAVED for segment in range(leaves, returns + 1))
 
-    return tuple(gap for gap in _cyclic_gaps(touches, len(events)) if not is_within_forward(gap))
+def _thrice(segments: Sequence[int], count: int) -> Iterator[int]:
+    """Of the iteration before, of this one, and of the next one."""
+    return (segment + turn * count for turn in (-1, 0, 1) for segment in segments)
 
 
 def _until(tape: Tape, parameter: torch.Tensor, first: int) -> int:

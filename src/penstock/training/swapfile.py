@@ -133,10 +133,10 @@ class SwapFile:
                 count = how(self._descriptor, [piece], offset + done)  # type: ignore[operator]
             except OSError as error:
                 raise StorageError(
-                    f"{self.folder}: {what} {format_size(size)} of an activation failed ({error.strerror})"
+                    f"{self.folder}: {what} {format_size(size)} of a tensor failed ({error.strerror})"
                 ) from error
             if count <= 0 or (count % BLOCK_NBYTES and self.direct):
-                raise StorageError(f"{self.folder}: {what} an activation stopped after {count} of {size} bytes")
+                raise StorageError(f"{self.folder}: {what} a tensor stopped after {count} of {size} bytes")
             done += count
         if not self.direct:
             os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)

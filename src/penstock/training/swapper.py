@@ -14,8 +14,7 @@ from penstock.errors import StorageError
 from penstock.planning.swap_plan import SwapPlan
 from penstock.training.again import EntryAgain
 from penstock.training.entry import Entry, Handle, Kept
-from penstock.training.movable import Weight
-from penstock.training.movables import Movables
+from penstock.training.movables import Movables, bring_all
 from penstock.training.mover import Mover, Place
 from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SegmentClock, SwapStats
@@ -43,6 +42,7 @@ class Swapper:
         futile: storages that the last iteration gave up, and that stayed in memory, because somebody else has them, a
             local variable say.
         clock: of segments.
+        has_asked: whether somebody asked between two iterations for what is away, and has it until the next one begins.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Swapper:
         self._first_saves = {swap.storage: index for index, swap in enumerate(plan.swaps)}
         self._all = movables
         self._movables = {i: m for i, swap in enumerate(plan.swaps) if (m := movables.get(swap.storage)) is not None}
+        self._moving = set(self._movables.values())
+        self.has_asked = False
         self._timetable = Timetable.of(plan)
         self._offsets: dict[int, int] = {}  # in the file, of what autograd saves
         self._shared_nbytes = 0  # of the file, which are not this plan's alone
@@ -105,13 +107,14 @@ class Swapper:
             anew = self._by_storage[key] = self._new_entry(index, storage)
             self._entries[index] = weakref.ref(anew)
             del anew
-        kept = self._keep(tensor, self._by_storage.get(key), self._all.weight(storage))
+        kept = self._keep(tensor, self._by_storage.get(key))
         if is_followed and segment in self._needed:
             self._saved_at[segment] = weakref.ref(kept)
         return kept
 
-    def _keep(self, tensor: torch.Tensor, entry: Entry | None, weight: Weight | None) -> Kept:
-        if weight is not None:
+    def _keep(self, tensor: torch.Tensor, entry: Entry | None) -> Kept:
+        weight = self._all.weight(tensor.untyped_storage())
+        if weight is not None and weight in self._moving:
             return weight.saved(tensor)
         if entry is None:
             return Kept(tensor)
@@ -150,6 +153,9 @@ class Swapper:
                 self.leave_idle()
             return False
         segment, self._next = self._next, self._next + 1
+        if self.has_asked and segment == 0:
+            self.has_asked = False
+            self.leave_idle()
         self.clock.begin(segment)
         self._seek(segment)
         self._act(segment)
@@ -207,9 +213,8 @@ class Swapper:
             returning = self._entry(index)
             if returning is not None:
                 returning.begin_to_return()
-        for index in self._timetable.due.get(segment, ()):
-            if index in self._movables:
-                self.clock.wait_late(self._movables[index].bring())
+        due = [index for index in self._timetable.due.get(segment, ()) if index in self._movables]
+        self.clock.wait_late(bring_all(self._movables[index] for index in due))
 
     def _entry(self, index: int) -> Entry | None:
         reference = self._entries[index]

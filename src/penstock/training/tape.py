@@ -84,7 +84,8 @@ class StorageRecord:
         writes: numbers of the operations that wrote to it after the first.
         made: how it could be made again, if it could.
         known_as: what it is for, where its owner said so.
-        accumulated: of a gradient, the first segment in which its parameter had it.
+        calls: segments in which functions that autograd records got it, ascending.
+        accumulated: of a gradient, the segments in which its parameter got it, or more of it.
     """
 
     nbytes: int
@@ -97,7 +98,8 @@ class StorageRecord:
     writes: list[int] = field(default_factory=list)
     made: Made | None = None
     known_as: str | None = None
-    accumulated: int | None = None
+    calls: list[int] = field(default_factory=list)
+    accumulated: list[int] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -254,10 +256,16 @@ class Recorder(TorchDispatchMode):
 
     def called(self, arguments: Any) -> None:
         """A function begins, whose operations will be seen."""
-        for storage in _storages(arguments):
-            record = self._live.get(storage._cdata)
-            if record is not None:
-                record.touch(len(self.events) - 1)
+        for record in self.seen(arguments):
+            record.calls.append(len(self.events) - 1)
+
+    def seen(self, arguments: Any) -> list[StorageRecord]:
+        """Somebody looks at these."""
+        known = (self._live.get(storage._cdata) for storage in _storages(arguments))
+        records = [record for record in known if record is not None]
+        for record in records:
+            record.touch(len(self.events) - 1)
+        return records
 
     def accumulated(self, parameter: torch.Tensor) -> None:
         """A parameter has got its gradient, or more of it."""
@@ -266,9 +274,8 @@ class Recorder(TorchDispatchMode):
             record = self._record(storage, "(before)", born=-1)
             record.touch(segment)
             record.known_as = GRADIENTS
-            if record.accumulated is None:
-                record.accumulated = segment
-                self._gradients[record] = parameter
+            record.accumulated.append(segment)
+            self._gradients[record] = parameter
 
     def forget(self) -> None:
         """Hold no tensor any more; storages outlive this."""
