@@ -699,3 +699,31 @@ def test_an_exception_in_the_middle_of_a_pass() -> None:
         losses += train(model, optimizer, batches[8:])
     assert losses == expected
     assert same(plain, model)
+
+
+def lone() -> tuple[nn.Parameter, Weight, Place]:
+    parameter = nn.Parameter(torch.randn(512, 512))
+    room_nbytes = 2 * parameter.nbytes
+    return parameter, Weight(parameter, parameter.nbytes, {}), Place(CpuArena(room_nbytes), 0, room_nbytes)
+
+
+def test_a_weight_moves_to_its_place() -> None:
+    parameter, weight, place = lone()
+    expected, before = parameter.detach().clone(), parameter.data_ptr()
+    weight.move_to(place)
+    assert parameter.data_ptr() != before
+    assert parameter.data_ptr() % 4096 == before % 4096
+    assert torch.equal(parameter, expected)
+    assert weight.has(parameter.untyped_storage())
+    assert place.room(1) is None
+    (parameter * 2).sum().backward()
+    assert torch.equal(parameter.grad, torch.full((512, 512), 2.0))  # type: ignore[arg-type]
+
+
+def test_a_weight_that_somebody_shares_does_not_move() -> None:
+    parameter, weight, place = lone()
+    shared = parameter.data
+    weight.move_to(place)
+    shared.fill_(3)
+    assert (parameter == 3).all()
+    assert place.room(1) is not None

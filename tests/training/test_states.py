@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -168,3 +169,22 @@ def test_after_a_checkpoint_state_is_away_again_before_the_next_iteration_goes_o
         optimizer.step()
         train(model, optimizer, batches[9:])
         assert within.stats.departed == 0
+
+
+def test_a_read_that_fails_in_the_middle_of_a_step_says_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = make("momentum")
+    batches = inputs(9)
+    with penstock.autoswap(model, optimizer, budget=27 * MIB) as within:
+        train(model, optimizer, batches[:8])
+        assert away(within) > 3
+        first = next(model.parameters())
+        before, read = first.detach().clone(), swapfile.os.preadv
+
+        def once_it_is_stepped(*arguments: Any) -> int:
+            return read(*arguments) if torch.equal(first, before) else failing()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(swapfile.os, "preadv", once_it_is_stepped)
+            with pytest.raises(StorageError, match="reading") as caught:
+                step(model, optimizer, batches[8])
+    assert any("checkpoint" in note for note in caught.value.__notes__)

@@ -73,7 +73,13 @@ class Following:
             self._mover = Mover(SwapFile(self._folder))
         self.plan = plan
         self._swapper = self.planner.follow(plan, self._mover, self._stats)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """What is free is the system's."""
         return_free_memory()
+        if self._pool is not None:
+            self._pool.retire()
 
     def end(self) -> None:
         """Have what graphs and optimizers still need in memory, and move nothing any more.
@@ -160,8 +166,6 @@ class Following:
         swapper, mover, plan = self._swapper, self._mover, self.plan
         if swapper is None or mover is None or plan is None or self._corrector.is_done or not swapper.is_between:
             return
-        return_free_memory()
-        if self._pool is not None:
-            self._pool.retire()
+        self._give_back()
         if self._corrector.looks(self.planner, plan, swapper, mover):
             self.begin()

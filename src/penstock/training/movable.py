@@ -10,6 +10,7 @@ from torch import nn
 
 from penstock.errors import StreamStateError
 from penstock.runtime.binding import unreadable
+from penstock.runtime.storage import BLOCK_NBYTES
 from penstock.training.entry import Entry, Handle
 from penstock.training.iteration import LEAST_NBYTES
 from penstock.training.mover import Mover, Place
@@ -91,6 +92,31 @@ class Movable:
         entry.leave()
         return entry
 
+    def move_to(self, place: Place) -> None:
+        """Have it in this place, if it is in memory, and nobody else has that.
+
+        Between two iterations, when graphs have none of it.
+        """
+        tensor = self._current()
+        if self.entry is not None or tensor is None or not can_leave(tensor):
+            return
+        held = weakref.ref(tensor.untyped_storage())
+        with torch.inference_mode(False), torch.no_grad():
+            room = place.room(self.nbytes, tensor.data_ptr() % BLOCK_NBYTES)
+            if room is None:
+                return
+            geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
+            moved = torch.empty(0, dtype=tensor.dtype).set_(room, *geometry)
+            moved.copy_(tensor.detach())
+            tensor.data = moved
+        previous = held()
+        if previous is not None:  # somebody else has it
+            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(previous, *geometry)
+        self._moved()
+
+    def _moved(self) -> None:
+        """It has other memory now."""
+
     def _hold(self, entry: Entry, storage: torch.UntypedStorage) -> None:
         """Whatever else has its memory is to give it up, too."""
 
@@ -166,6 +192,9 @@ class Weight(Movable):
 
     def _current(self) -> torch.Tensor:
         return self.parameter
+
+    def _moved(self) -> None:
+        self._know()
 
     def has(self, storage: torch.UntypedStorage) -> bool:
         """Whether this is its memory."""

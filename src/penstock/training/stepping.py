@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from penstock.errors import StorageError
 from penstock.training.iteration import LEAST_NBYTES
 from penstock.training.tape import STEP_BEGINS, STEP_ENDED, STEP_PART, Event
 
@@ -118,8 +119,16 @@ class Steps:
             self._uses_state(p for group in optimizer.param_groups for p in group["params"])
 
     def _part_begins(self, index: int, part: int, parameters: Sequence[torch.Tensor]) -> None:
-        self._event(Event(STEP_PART, optimizer=index, part=part))
-        self._uses_state(parameters)
+        try:
+            self._event(Event(STEP_PART, optimizer=index, part=part))
+            self._uses_state(parameters)
+        except StorageError as error:
+            if part:
+                error.add_note(
+                    "This step has changed some weights and not others, and the state that could not be read is lost: "
+                    "go back to a checkpoint."
+                )
+            raise
 
     def _ended(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         _whole(optimizer)

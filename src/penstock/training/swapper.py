@@ -93,6 +93,15 @@ class Swapper:
                 self._offsets[index] = self._mover.file.allot(room_nbytes(swap.nbytes))
         self._all.stay({swap.storage for swap in self.plan.swaps if swap.returns > self.plan.segments})
         self.leave_idle()
+        self._move()
+
+    def _move(self) -> None:
+        """What is in memory between two iterations is to be where the plan has it, not where another plan had it."""
+        swaps = self.plan.swaps
+        by_return = sorted(self._movables, key=lambda index: swaps[index].returns)
+        for index in {swaps[index].storage: index for index in by_return}.values():  # the last of each storage
+            if swaps[index].returns <= self.plan.segments:
+                self._movables[index].move_to(self._places[index])
 
     # -- what autograd and optimizers tell --
 
