@@ -13,6 +13,7 @@ import torch
 from penstock.errors import StorageError
 from penstock.runtime.devices.cpu_queue import CpuArena
 from penstock.training.mover import Mover, Place
+from penstock.training.recompute import geometry, laid
 from penstock.training.swapfile import Written, room_nbytes
 
 logger = logging.getLogger("penstock")
@@ -132,6 +133,14 @@ class Entry:
         self.storage = self._bring()
         return self.storage, perf_counter() - began
 
+    def bring(self) -> float:
+        """Have it in memory; the seconds that it was waited for.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        return self.present()[1]
+
     def _bring(self) -> torch.UntypedStorage:
         if self._reading is not None:
             try:
@@ -209,13 +218,13 @@ class Kept:
 class Handle(Kept):
     """What is kept of a tensor whose storage may be away: which part of it it was."""
 
-    __slots__ = ("_entry", "_geometry", "_nbytes")
+    __slots__ = ("_entry", "_nbytes", "_where")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__(tensor)
         self._entry: Entry | None = None
         self._nbytes = tensor.untyped_storage().nbytes()
-        self._geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
+        self._where = geometry(tensor)
 
     def is_of(self, storage: torch.UntypedStorage) -> bool:
         """Whether it is of this memory, which may have come back."""
@@ -244,10 +253,9 @@ class Handle(Kept):
         if self._entry is None:
             return tensor, 0.0
         storage, seconds = self._entry.present()
-        if tensor.numel() or not math.prod(self._geometry[1]):
+        if tensor.numel() or not math.prod(self._where[1]):
             return tensor, seconds
-        with torch.inference_mode(False):
-            return torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry), seconds
+        return laid(storage, self._where), seconds
 
     def _shape(self) -> list[int]:
-        return list(self._geometry[1])
+        return list(self._where[1])

@@ -14,6 +14,7 @@ from penstock.runtime.storage import BLOCK_NBYTES
 from penstock.training.entry import Entry, Handle
 from penstock.training.iteration import LEAST_NBYTES
 from penstock.training.mover import Mover, Place
+from penstock.training.recompute import Geometry, geometry, laid
 from penstock.training.swapfile import room_nbytes
 
 
@@ -58,7 +59,7 @@ class Movable:
         self._offset: int | None = None  # in the file
         self._gone: weakref.ref[torch.Tensor] | None = None
         self._version = 0
-        self._geometry: tuple[int, torch.Size, tuple[int, ...]] = 0, torch.Size(), ()
+        self._where: Geometry | None = None  # in the storage that has gone
 
     def _current(self) -> torch.Tensor | None:
         """The tensor as it is now."""
@@ -83,8 +84,7 @@ class Movable:
         tensor = self._current()
         if tensor is None or not can_leave(tensor) or tensor.untyped_storage().nbytes() != self.nbytes:
             return None
-        self._gone, self._version = weakref.ref(tensor), tensor._version
-        self._geometry = int(tensor.storage_offset()), tensor.size(), tensor.stride()
+        self._gone, self._version, self._where = weakref.ref(tensor), tensor._version, geometry(tensor)
         entry = self.entry = Entry(tensor.untyped_storage(), mover, self._offset, place)
         entry.hold(tensor, _hollow(tensor))
         self._hold(entry, tensor.untyped_storage())
@@ -100,22 +100,14 @@ class Movable:
         tensor = self._current()
         if self.entry is not None or tensor is None or not can_leave(tensor):
             return
-        held = weakref.ref(tensor.untyped_storage())
-        with torch.inference_mode(False), torch.no_grad():
-            room = place.room(self.nbytes, tensor.data_ptr() % BLOCK_NBYTES)
-            if room is None:
-                return
-            geometry = tensor.storage_offset(), tensor.size(), tensor.stride()
-            moved = torch.empty(0, dtype=tensor.dtype).set_(room, *geometry)
-            moved.copy_(tensor.detach())
-            tensor.data = moved
+        held, where = weakref.ref(tensor.untyped_storage()), geometry(tensor)
+        room = place.room(self.nbytes, tensor.data_ptr() % BLOCK_NBYTES)
+        if room is None:
+            return
+        tensor.data = laid(room, where).copy_(tensor.detach())
         previous = held()
         if previous is not None:  # somebody else has it
-            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(previous, *geometry)
-        self._moved()
-
-    def _moved(self) -> None:
-        """It has other memory now."""
+            tensor.data = laid(previous, where)
 
     def _hold(self, entry: Entry, storage: torch.UntypedStorage) -> None:
         """Whatever else has its memory is to give it up, too."""
@@ -128,15 +120,14 @@ class Movable:
             StreamStateError: it was written to while it had no memory, and what was written is lost.
         """
         entry, tensor = self.entry, self._gone() if self._gone is not None else None
-        if entry is None:
+        if entry is None or self._where is None:
             return 0.0
         if tensor is None or not tensor.is_meta:  # it is nobody's any more, or has other data
             self._give_up(entry)
             self.release()
             return 0.0
         storage, seconds = entry.present()
-        with torch.inference_mode(False):  # whoever reads it
-            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(storage, *self._geometry)
+        tensor.data = laid(storage, self._where)
         is_written = tensor._version != self._version
         self.release()
         if is_written:
@@ -188,12 +179,14 @@ class Weight(Movable):
         self._know()
 
     def _know(self) -> None:
-        self._by_storage[self.parameter.untyped_storage()._cdata] = self
+        if not self.parameter.is_meta:
+            self._by_storage[self.parameter.untyped_storage()._cdata] = self
 
     def _current(self) -> torch.Tensor:
         return self.parameter
 
-    def _moved(self) -> None:
+    def move_to(self, place: Place) -> None:
+        super().move_to(place)
         self._know()
 
     def has(self, storage: torch.UntypedStorage) -> bool:
@@ -218,6 +211,5 @@ class Weight(Movable):
 
     def bring(self) -> float:
         seconds = super().bring()
-        if not self.parameter.is_meta:
-            self._know()
+        self._know()
         return seconds

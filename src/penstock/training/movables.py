@@ -9,6 +9,7 @@ import torch
 
 from penstock.errors import PenstockError, StorageError, StreamStateError
 from penstock.planning.swap_problem import Absence
+from penstock.training.entry import Entry
 from penstock.training.iteration import Iteration
 from penstock.training.movable import Gradient, Movable, State, Weight, can_leave
 from penstock.training.stepping import parts
@@ -71,9 +72,7 @@ class Movables:
         Raises:
             StorageError: some could not be read; the others are there.
         """
-        if parameters is None:
-            return bring_all(self._movables.values())
-        return bring_all(movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
+        return bring_all(self._movables.values() if parameters is None else self._belonging(parameters))
 
     def bring_weights(self, parameters: Iterable[torch.Tensor]) -> float:
         """Have these parameters themselves in memory; the seconds that they were waited for.
@@ -81,8 +80,10 @@ class Movables:
         Raises:
             StorageError: likewise.
         """
-        belonging = (movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
-        return bring_all(movable for movable in belonging if isinstance(movable, Weight))
+        return bring_all(movable for movable in self._belonging(parameters) if isinstance(movable, Weight))
+
+    def _belonging(self, parameters: Iterable[torch.Tensor]) -> Iterator[Movable]:
+        return (movable for parameter in parameters for movable in self._of.get(id(parameter), ()))
 
     def bring_all_but_states(self) -> float:
         """Have all weights and gradients in memory; the seconds that they were waited for.
@@ -114,7 +115,7 @@ class Movables:
         return numbers
 
 
-def bring_all(movables: Iterable[Movable]) -> float:
+def bring_all(absent: Iterable[Movable | Entry]) -> float:
     """Have all of these in memory; the seconds that they were waited for.
 
     Raises:
@@ -124,9 +125,9 @@ def bring_all(movables: Iterable[Movable]) -> float:
     seconds = 0.0
     failure: PenstockError | None = None
     try:
-        for movable in movables:
+        for each in absent:
             try:
-                seconds += movable.bring()
+                seconds += each.bring()
             except (StorageError, StreamStateError) as error:
                 failure = failure or error
         if failure is not None:

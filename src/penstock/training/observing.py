@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from penstock.training.calls import Calls
 from penstock.training.iteration import last_iteration, tokens
@@ -43,12 +42,10 @@ class Observer:
         self._patience, self._pool = PATIENCE * optimizers, pool
         self._recorder = Recorder()
         self._known, self._sees_parameters = known, parameters
-        self._handles: list[RemovableHandle] = []
-        self._modes = ExitStack()
+        self._recording = ExitStack()
         self._recorder.know(known())
         self._timing: Timing | None = None
         self._steps = 0
-        self._is_recording = False
         self.found: Timing | None = None
 
     @property
@@ -58,13 +55,13 @@ class Observer:
 
     def begin(self) -> None:
         """See operations from now on."""
-        self._is_recording = True
         for kind, parameter in self._known() if self._sees_parameters else ():
             if kind == PARAMETERS and parameter.requires_grad and parameter.is_leaf:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._recorder.accumulated))
-        self._modes.enter_context(self._recorder)
+                handle = parameter.register_post_accumulate_grad_hook(self._recorder.accumulated)
+                self._recording.callback(handle.remove)
+        self._recording.enter_context(self._recorder)
         if self._sees_parameters:
-            self._modes.enter_context(Calls(self._recorder.called, self._recorder.seen))
+            self._recording.enter_context(Calls(self._recorder.called, self._recorder.seen))
 
     def event(self, event: Event, storage: torch.UntypedStorage | None = None) -> None:
         """One more."""
@@ -101,9 +98,5 @@ class Observer:
 
     def end(self) -> None:
         """See operations no more. Safe to call twice."""
-        if self._is_recording:
-            self._is_recording = False
-            while self._handles:
-                self._handles.pop().remove()
-            self._recorder.forget()
-            self._modes.close()
+        self._recorder.forget()
+        self._recording.close()

@@ -54,9 +54,10 @@ def geometry(tensor: torch.Tensor) -> Geometry:
 
 
 def laid(storage: torch.UntypedStorage, where: Geometry) -> torch.Tensor:
-    """The tensor at this place of a storage."""
+    """The tensor at this place of a storage; an ordinary one, in inference mode too."""
     offset, size, stride, dtype = where
-    return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

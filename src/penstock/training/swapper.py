@@ -111,20 +111,20 @@ class Swapper:
         segment = self._next
         index = self._first_saves.get(segment)
         is_followed = self.event(Event(SAVED, storage.nbytes()))
-        key = storage._cdata
         if is_followed and index is not None and not self._is_broken:
-            anew = self._by_storage[key] = self._new_entry(index, storage)
+            anew = self._by_storage[storage._cdata] = self._new_entry(index, storage)
             self._entries[index] = weakref.ref(anew)
             del anew
-        kept = self._keep(tensor, self._by_storage.get(key))
+        kept = self._keep(tensor, storage)
         if is_followed and segment in self._needed:
             self._saved_at[segment] = weakref.ref(kept)
         return kept
 
-    def _keep(self, tensor: torch.Tensor, entry: Entry | None) -> Kept:
-        weight = self._all.weight(tensor.untyped_storage())
+    def _keep(self, tensor: torch.Tensor, storage: torch.UntypedStorage) -> Kept:
+        weight = self._all.weight(storage)
         if weight is not None and weight in self._moving:
             return weight.saved(tensor)
+        entry = self._by_storage.get(storage._cdata)
         if entry is None:
             return Kept(tensor)
         handle = Handle(tensor)
@@ -294,23 +294,15 @@ class Swapper:
             StorageError: something could not be read.
         """
         self._stay()
-        failure: StorageError | None = None
         entries = [entry for reference in self._last if reference is not None and (entry := reference()) is not None]
         for entry in (*entries, *self._unsettled.values()):
             with contextlib.suppress(StorageError):  # what could not be written is in memory
                 entry.settle(wait=True)
         self._unsettled.clear()
-        for entry in entries:
-            try:
-                entry.present()
-            except StorageError as error:
-                failure = failure or error
-        self._mover.file.shrink(self._shared_nbytes)
         try:
-            if failure is not None:
-                raise failure
+            bring_all(entries)
         finally:
-            del failure  # which has this frame
+            self._mover.file.shrink(self._shared_nbytes)
 
     def _begin_anew(self) -> None:
         self._next, self._departed = 0, False
