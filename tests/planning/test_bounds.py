@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from penstock.planning import Call, Problem, Reserve, Storage, Weight, check
@@ -103,8 +103,20 @@ def test_not_even_a_perfect_buffer_for_joined_weights_beats_the_bounds(problem: 
             assert least_cold_seconds(problem) <= best.cold_seconds * ROUNDING
 
 
+STAYS_PAST_A_RESIDENT = Problem(  # w0, which is read twice, with a larger weight in between that is resident
+    weights=tuple(Weight(f"w{index}", blocks * 512) for index, blocks in enumerate((1, 1, 3, 3))),
+    calls=tuple(Call(f"c{index}", 0.0, reads, index) for index, reads in enumerate(((2, 0), (3,), (0,), (1,)))),
+    storage=Storage(bytes_per_second=256.0, request_seconds=0.0, block_nbytes=512),
+    budget_nbytes=7 * 512 + 300,
+    reserve=Reserve(0, 200, 100),
+    fingerprint="tiny",
+    tiny_nbytes=0,
+)
+
+
 @given(tiny_problems(sliceable=False))
-@settings(max_examples=90, deadline=None)
+@example(STAYS_PAST_A_RESIDENT)
+@settings(max_examples=60, deadline=None)
 def test_optimal_is_as_fast_as_any_plan_with_whole_loads_and_none_beats_the_bounds(problem: Problem) -> None:
     best = best_placed(problem)
     assert least_warm_seconds(problem) <= best.warm_seconds * ROUNDING

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from typing import Any
 
 import pytest
 import torch
 from tests.training.loops import Tower, failing, same, step, train
 from torch import nn
+from torch.optim import sgd
 
 import penstock
 from penstock.errors import StorageError
@@ -173,18 +175,31 @@ def test_after_a_checkpoint_state_is_away_again_before_the_next_iteration_goes_o
 
 def test_a_read_that_fails_in_the_middle_of_a_step_says_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = make("momentum")
-    batches = inputs(9)
+    batches = inputs(10)
     with penstock.autoswap(model, optimizer, budget=27 * MIB) as within:
         train(model, optimizer, batches[:8])
         assert away(within) > 3
-        first = next(model.parameters())
-        before, read = first.detach().clone(), swapfile.os.preadv
+        read, update, offsets, is_stepped = swapfile.os.preadv, sgd.sgd, [], threading.Event()
 
-        def once_it_is_stepped(*arguments: Any) -> int:
-            return read(*arguments) if torch.equal(first, before) else failing()
+        def noted(descriptor: int, pieces: Any, offset: int) -> int:
+            offsets.append(offset)
+            return read(descriptor, pieces, offset)
+
+        def the_last_fails_late(descriptor: int, pieces: Any, offset: int) -> int:
+            if offset != offsets[-1]:
+                return read(descriptor, pieces, offset)
+            assert is_stepped.wait(60), "no part was stepped while a later one's state was read"
+            return failing()
+
+        def updated(*arguments: Any, **more: Any) -> None:
+            update(*arguments, **more)
+            is_stepped.set()
 
         with monkeypatch.context() as patch:
-            patch.setattr(swapfile.os, "preadv", once_it_is_stepped)
+            patch.setattr(swapfile.os, "preadv", noted)
+            step(model, optimizer, batches[8])
+            patch.setattr(swapfile.os, "preadv", the_last_fails_late)
+            patch.setattr(sgd, "sgd", updated)
             with pytest.raises(StorageError, match="reading") as caught:
-                step(model, optimizer, batches[8])
+                step(model, optimizer, batches[9])
     assert any("checkpoint" in note for note in caught.value.__notes__)

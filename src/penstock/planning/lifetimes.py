@@ -20,23 +20,24 @@ class Use:
     last: int
 
 
-def list_uses(problem: Problem, *, merged: bool) -> list[Use]:
-    """Every stay that a streamed weight needs, in order of first call.
+def list_uses(problem: Problem, *, patience: float = 0.0, without: Collection[int] = ()) -> list[Use]:
+    """Every stay that a streamed weight needs, in order of first call, of all weights but those in `without`.
 
-    Reads within one another's stay share a load. With `merged`, a weight also stays between two uses if no more bytes
-    than its own are read in between: to keep it takes that space from the stream, to load it again that bandwidth.
-    What is joined stays from its first to its last call.
+    Reads within one another's stay share a load. A weight also stays between two uses if no more than `patience` times
+    its own bytes are read in between: to keep it takes space from the stream, to load it again bandwidth. What is
+    joined stays from its first to its last call.
     """
     uses: list[Use] = []
     open_uses: dict[int, int] = {}
-    read_before = list(accumulate((_first_bytes(problem, call.reads) for call in problem.calls), initial=0))
+    streamed = [[weight for weight in call.reads if weight not in without] for call in problem.calls]
+    read_before = list(accumulate((_first_bytes(problem, reads) for reads in streamed), initial=0))
     for index, call in enumerate(problem.calls):
-        for weight in call.reads:
+        for weight in streamed[index]:
             position = open_uses.get(weight)
             if position is not None:
                 last = uses[position].last
                 between_nbytes = read_before[index] - read_before[last + 1] if last < index else 0
-                is_short = merged and between_nbytes <= problem.extent_nbytes(weight)
+                is_short = patience > 0 and between_nbytes <= patience * problem.extent_nbytes(weight)
                 if index <= last or is_short or problem.weights[weight].is_joined:
                     uses[position] = Use(weight, uses[position].first, max(last, call.last))
                     continue
@@ -59,7 +60,7 @@ def largest_live_nbytes(
 
     `extent_nbytes` says what a weight takes, `problem.extent_nbytes` if it is None.
 
-    Uses that are not merged nest as calls do, so a stack of extents holds them without a gap: this is the least memory
+    Uses without patience nest as calls do, so a stack of extents holds them without a gap: this is the least memory
     in which they can be streamed, exactly.
     """
     streamed = [use for use in uses if use.weight not in without]
@@ -67,8 +68,8 @@ def largest_live_nbytes(
 
 
 def streamable_uses(problem: Problem) -> list[Use]:
-    """The stays of all weights that calls read whole, unmerged, so that they nest as calls do."""
-    return [use for use in list_uses(problem, merged=False) if not problem.weights[use.weight].rows_only]
+    """The stays of all weights that calls read whole, without patience, so that they nest as calls do."""
+    return [use for use in list_uses(problem) if not problem.weights[use.weight].rows_only]
 
 
 def live_nbytes(problem: Problem, uses: Sequence[Use], extent_nbytes: Callable[[int], int]) -> list[int]:

@@ -59,13 +59,14 @@ class Bench:
     """Tries choices of residents for one problem.
 
     Attributes:
-        uses: every stay of a weight that may stream, in load order; `extents` (bytes) and `seconds` of storage run
-            parallel to it.
+        uses: every stay of a weight that may stream, in load order, where nothing else is resident; `extents` (bytes)
+            and `seconds` of storage run parallel to it.
         capacity_nbytes: for the streaming region and the residents that are chosen.
         is_ebbing: whether part of the memory is the activations' from time to time.
         extent: bytes of each weight that may stream; `saved` the storage seconds that it saves as a resident.
 
     Args:
+        patience: for how many times its own bytes a weight stays between two uses (see `lifetimes.list_uses`).
         stays: when part of the memory is the activations'.
         steadiness: how much a pass with slow storage counts, beside one with storage as it was measured.
     """
@@ -77,16 +78,16 @@ class Bench:
         fixed: Collection[int],
         rows: Collection[int],
         *,
-        merged: bool,
+        patience: float = 0.0,
         stays: Sequence[EbbStay] = (),
         steadiness: float = 0.0,
     ) -> None:
         self._problem = problem
         self.call_count = len(problem.calls)
         self.capacity_nbytes = capacity_nbytes
-        excluded = {*fixed, *rows}
+        self._excluded, self._patience = frozenset({*fixed, *rows}), patience
         self._fixed_nbytes = sum(problem.extent_nbytes(weight) for weight in fixed)
-        self.uses = [use for use in list_uses(problem, merged=merged) if use.weight not in excluded]
+        self.uses = list_uses(problem, patience=patience, without=self._excluded)
         self.extent = {use.weight: problem.extent_nbytes(use.weight) for use in self.uses}
         self.extents = [self.extent[use.weight] for use in self.uses]
         self._load_seconds = {weight: problem.load_seconds(weight) for weight in self.extent}
@@ -102,9 +103,14 @@ class Bench:
         self.is_ebbing = bool(stays)
         self._tried: dict[frozenset[int], Candidate | None] = {}
 
+    def _uses_beside(self, residents: Collection[int]) -> list[Use]:
+        if self._patience:  # what is resident is not read in between two uses
+            return list_uses(self._problem, patience=self._patience, without=self._excluded.union(residents))
+        return [use for use in self.uses if use.weight not in residents]
+
     def least_region_nbytes(self, residents: Collection[int]) -> int:
         """What streaming all but `residents` takes at least."""
-        return self._ebbing.least_nbytes([use for use in self.uses if use.weight not in residents])
+        return self._ebbing.least_nbytes(self._uses_beside(residents))
 
     def nbytes(self, weight: int) -> int:
         """Of the weight itself."""
@@ -151,7 +157,7 @@ class Bench:
         return self._candidate(residents, best) if best is not None and best.seconds < seconds else None
 
     def try_least(self) -> Candidate:
-        """The candidate that streams everything in the least space. Only for uses that are not merged."""
+        """The candidate that streams everything in the least space. Only without patience."""
         stack = self._ebbing.place_stack(self.uses, self.extents, self._fixed_nbytes)
         return self._candidate(frozenset(), min(self._ways(*stack), key=lambda way: way.seconds))
 
@@ -170,7 +176,7 @@ class Bench:
             blocks_nbytes = region_nbytes - region_nbytes % self._problem.storage.block_nbytes
             starts = place_alternating(uses, extents, blocks_nbytes)
             if all(start + nbytes <= blocks_nbytes for start, nbytes in zip(starts, extents, strict=True)):
-                placed.append((uses, extents, starts))  # merged uses need not nest, and may be stacked too high
+                placed.append((uses, extents, starts))  # uses with patience need not nest, and may be stacked too high
         ways = [way for placement in placed for way in self._ways(*placement)]
         return self._candidate(residents, min(ways, key=lambda way: way.seconds)) if ways else None
 
@@ -225,12 +231,8 @@ class Bench:
 
     def _stream(self, residents: Collection[int]) -> Stream:
         """What streams beside `residents`."""
-        kept = [index for index, use in enumerate(self.uses) if use.weight not in residents]
-        return Stream(
-            [self.uses[index] for index in kept],
-            [self.extents[index] for index in kept],
-            [self.seconds[index] for index in kept],
-        )
+        uses = self._uses_beside(residents)
+        return Stream(uses, [self.extent[use.weight] for use in uses], [self._load_seconds[use.weight] for use in uses])
 
     def _seconds(self, weight: int, nbytes: int) -> float:
         """Storage seconds of a load of so many bytes of `weight`."""

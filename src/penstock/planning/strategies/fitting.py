@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from penstock.planning.ebbs import list_ebbs as list_stays
@@ -12,7 +13,7 @@ from penstock.planning.strategies.candidates import Bench, Candidate
 from penstock.planning.strategies.chunks import list_loads
 from penstock.planning.strategies.ebbing import Ebbing
 from penstock.planning.strategies.layout import finish, list_ebbs
-from penstock.planning.strategies.search import Search
+from penstock.planning.strategies.search import FEW, Search
 
 _TRIALS = 12  # exchanges that the search may try
 _TABLES_TRIED = 2
@@ -64,7 +65,7 @@ class Fitting:
         """The plan that streams everything in the least space; there is one from the least budget on."""
         tables = {index for index, weight in enumerate(self._problem.weights) if weight.rows_only}
         read = {weight for call in self._problem.calls for weight in call.reads}
-        bench = Bench(self._problem, self._capacity_nbytes, (), tables, merged=False, stays=self._stays)
+        bench = Bench(self._problem, self._capacity_nbytes, (), tables, stays=self._stays)
         return self._finish(strategy, frozenset(), tables & read, bench.try_least())
 
     def _plan(self, strategy: str, kept: frozenset[int], rows: Collection[int]) -> Plan:
@@ -95,20 +96,24 @@ class Fitting:
                 capacity_nbytes,
                 fixed,
                 rows,
-                merged=merged,
+                patience=patience,
                 stays=self._stays,
                 steadiness=self._steadiness,
             )
-            for merged in (False, True)
+            for patience in self._patiences()
         ]
         best = benches[0].try_least()
-        if benches[1].uses == benches[0].uses:
-            del benches[1]
         for bench in benches:
             found = Search(bench, self._goal).run(_TRIALS // len(benches))
             if found is not None and found.rank < best.rank:
                 best = found
         return best
+
+    def _patiences(self) -> tuple[float, ...]:
+        """How long weights may stay between two uses, where any has two."""
+        if len(self._uses) == len(self._whole):
+            return (0.0,)
+        return (0.0, 1.0, math.inf) if len(self._uses) <= FEW else (0.0, 1.0)
 
     def _small_residents(self, capacity_nbytes: int) -> frozenset[int]:
         """The smallest of the tiny weights, as many as leave room for what one moment needs of all others."""

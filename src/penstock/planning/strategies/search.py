@@ -28,7 +28,8 @@ _GRID: dict[str, tuple[float, ...]] = {
 _ROUNDS = 2
 _LAID_OUT = 5  # of what looks best
 _GOOD_ENOUGH = 1.001
-_FEW = 8  # uses: then every choice of residents is tried
+FEW = 8
+"""Uses: then every choice of residents is tried."""
 _FEW_PLACED = 6  # uses: then they are laid out in many ways, too
 _NEAR = 12  # uses before a stall among which one may be kept instead
 
@@ -58,7 +59,7 @@ class Search:
 
     def run(self, trials: int) -> Candidate | None:
         """The best candidate found, after `trials` exchanges at most; None if there is none."""
-        if len(self._bench.uses) <= _FEW:
+        if len(self._bench.uses) <= FEW:
             self._try_all()
             return self._best
         choice = _Choice()
