@@ -65,10 +65,11 @@ def test_what_a_script_could_do_besides(tmp_path: Path, capfd: pytest.CaptureFix
     wide = tmp_path / "wide.py"
     wide.write_text((SCRIPT + "train(100)\n").replace("(256, 256)", "(768, 768)").replace("(4096, 256)", "(64, 768)"))
     least = []
-    for ways in ([], ["--parameters"]):
+    for ways in ([], ["--parameters"], ["--atomic-steps"]):
         points = recorded(capfd, str(wide), *ways)["curve"]["points"]
         least.append(min(point["budget_nbytes"] for point in points))
     assert least[0] > 1.2 * least[1]
+    assert least[2] > 1.05 * least[0]
 
 
 @pytest.mark.parametrize("ways", ["", "recompute"])

@@ -40,6 +40,9 @@ def train_plan(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Activations may be computed again (of a script without autoswap).")
     ] = False,
+    atomic_steps: Annotated[
+        bool, typer.Option("--atomic-steps", help="Nothing comes back in mid-step (of a script without autoswap).")
+    ] = False,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as FILE.png or FILE.svg.")] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw it as an interactive page, FILE.html.")
@@ -55,7 +58,8 @@ def train_plan(
     check_drawings(picture, page)
     check_writable("--timeline", timeline)
     terminal = Terminal(as_json=as_json)
-    ways = [name for name, is_on in (("parameters", parameters), ("recompute", recompute)) if is_on]
+    asked = {"parameters": parameters, "recompute": recompute, "atomic_steps": atomic_steps}
+    ways = [name for name, is_on in asked.items() if is_on]
     record = _record(script, arguments or [], ways)
     _show(terminal, record, script.name, budget, picture, page, timeline)
 

@@ -12,6 +12,7 @@ from penstock.budget import Budget
 from penstock.errors import PlanError, StreamStateError
 from penstock.planning.swap import METHODS
 from penstock.training.autoswap import AutoSwap
+from penstock.training.ways import Ways
 
 
 def autoswap(
@@ -23,6 +24,7 @@ def autoswap(
     scores: str = "best",
     recompute: bool = False,
     parameters: bool = False,
+    atomic_steps: bool = False,
 ) -> AutoSwap:
     """Around an ordinary training loop: from the fifth iteration or so on, it stays within `budget`.
 
@@ -43,6 +45,9 @@ def autoswap(
             them as they were recorded to, through modules, or through state dicts: whoever else reads one while it is
             away (its norm every hundredth step, an average), or writes to it, gets an error, mostly torch's for tensors
             without data. Its `device` is `meta` then, unless the loop asks for it in each iteration.
+        atomic_steps: whether a step is to begin only once all that it uses is in memory, so that no disk that fails can
+            leave it half done. Otherwise what it uses comes back part by part, which takes less memory, and an error
+            that ends it in its middle says so.
 
     Raises:
         BudgetError: the budget is no size.
@@ -55,23 +60,25 @@ def autoswap(
     """
     if scores not in METHODS:
         raise PlanError(f"scores={scores!r} is none of {', '.join(METHODS)}")
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    for found in optimizers:
-        if not isinstance(found, torch.optim.Optimizer):
-            raise StreamStateError(f"{found!r} is no torch.optim.Optimizer")
     if parameters and isinstance(model, nn.parallel.DistributedDataParallel):
         raise StreamStateError(
             "DistributedDataParallel holds the nodes that accumulate gradients, and a weight that leaves gets others: "
             "leave parameters=True out"
         )
-    if not optimizers:
-        raise StreamStateError("autoswap needs the optimizer of the loop: its steps tell where an iteration ends")
     return AutoSwap(
         model,
-        optimizers,
+        _checked([optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)),
         budget=Budget(budget),
         offload_folder=Path(offload_folder).expanduser() if offload_folder is not None else None,
         scores=scores,
-        recompute=recompute,
-        parameters=parameters,
+        ways=Ways(recompute=recompute, parameters=parameters, atomic_steps=atomic_steps),
     )
+
+
+def _checked(optimizers: list[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    for found in optimizers:
+        if not isinstance(found, torch.optim.Optimizer):
+            raise StreamStateError(f"{found!r} is no torch.optim.Optimizer")
+    if not optimizers:
+        raise StreamStateError("autoswap needs the optimizer of the loop: its steps tell where an iteration ends")
+    return optimizers

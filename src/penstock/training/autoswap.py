@@ -32,12 +32,12 @@ from penstock.training.stepping import Steps
 from penstock.training.swap_stats import SwapStats
 from penstock.training.tape import BUFFERS, GRADIENTS, PARAMETERS, SAVED, STATE, TAKEN, Event
 from penstock.training.timing import Timing
+from penstock.training.ways import Ways
 
 logger = logging.getLogger("penstock")
 
 MAPPED_NBYTES, KEPT_NBYTES = 1 << 20, 8 << 20
 """Without a pool, activations are mapped one by one, so that their memory is free when they leave."""
-
 
 _active: list[AutoSwap] = []
 _recorders: list[Callable[[Planner], None]] = []
@@ -69,12 +69,10 @@ class AutoSwap:
         budget: Budget,
         offload_folder: Path | None,
         scores: str,
-        recompute: bool = False,
-        parameters: bool = False,
+        ways: Ways,
     ) -> None:
         self._model, self._optimizers, self.budget = model, list(optimizers), budget
-        self._folder, self._scores = offload_folder, scores
-        self._recompute, self._moves_parameters = recompute, parameters
+        self._folder, self._scores, self._ways = offload_folder, scores, ways
         self.stats = SwapStats()
         self._observer: Observer | None = None
         self._following: Following | None = None
@@ -99,18 +97,22 @@ class AutoSwap:
         if self._pool is None:
             limit_allocator(MAPPED_NBYTES, KEPT_NBYTES)
         return_free_memory()
-        observer = self._observer = Observer(
-            len(self._optimizers), self._known, self._pool, parameters=self._moves_parameters
+        self._observer = Observer(len(self._optimizers), self._known, self._pool, parameters=self._ways.parameters)
+        self._meter = Meter(self._observer.live_nbytes)
+        self._steps = Steps(
+            self._optimizers,
+            event=self._event,
+            uses_state=self._uses_state,
+            stepped=self._stepped,
+            atomic=self._ways.atomic_steps,
         )
-        self._meter = Meter(observer.live_nbytes)
-        self._steps = Steps(self._optimizers, event=self._event, uses_state=self._uses_state, stepped=self._stepped)
         self._asking = Asking(self._optimizers, bring=self._bring, forget_states=self._forget_states)
-        if self._moves_parameters:
+        if self._ways.parameters:
             self._asking.watch(self._model)
         _active.append(self)
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._hooks.__enter__()
-        observer.begin()
+        self._observer.begin()
         return self
 
     def __exit__(
@@ -218,12 +220,11 @@ class AutoSwap:
         planner = Planner(
             timing,
             self._optimizers,
+            ways=self._ways,
             budget=self.budget,
             folder=self._folder,
             pool=self._pool,
             taken_nbytes=self._meter.taken_nbytes(),
-            recompute=self._recompute,
-            parameters=self._moves_parameters,
         )
         for callback in _recorders:
             callback(planner)

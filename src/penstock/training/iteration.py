@@ -93,6 +93,25 @@ def last_iteration(tape: Tape, period: int) -> Iteration:
     )
 
 
+def back_before_steps(iteration: Iteration) -> Iteration:
+    """The same iteration where nothing is to come back in the middle of a step, but as it begins, or to stay."""
+    count = len(iteration.events)
+    begins = [at for at, event in enumerate(iteration.events) if event.kind == STEP_BEGINS]
+    ends = [iteration.events.index(Event(STEP_ENDED, optimizer=iteration.events[at].optimizer), at) for at in begins]
+    steps = list(zip(begins, ends, strict=True))
+
+    def earlier(absence: Absence) -> Absence:
+        turn, returns = divmod(absence.returns, count)
+        back = next((begin for begin, end in steps if begin < returns < end), returns)
+        return replace(absence, returns=turn * count + back)
+
+    kept = [
+        tuple(absence for absence in map(earlier, absences) if absence.leaves < absence.returns)
+        for absences in (iteration.absences, iteration.recomputable)
+    ]
+    return replace(iteration, absences=kept[0], recomputable=kept[1])
+
+
 def _kinds(tape: Tape, segment: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for record in tape.storages:

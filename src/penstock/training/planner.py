@@ -16,7 +16,7 @@ from penstock.planning.swap_plan import SwapPlan
 from penstock.planning.swap_problem import Floats, Link
 from penstock.planning.swap_record import SwapRecord
 from penstock.planning.swap_schedule import gone_in_time
-from penstock.training.iteration import Iteration
+from penstock.training.iteration import Iteration, back_before_steps
 from penstock.training.lifetimes import Lifetimes, read_lifetimes
 from penstock.training.links import measure_links
 from penstock.training.movables import Movables
@@ -27,6 +27,7 @@ from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SwapStats
 from penstock.training.swapper import Swapper
 from penstock.training.timing import Timing
+from penstock.training.ways import Ways
 
 
 class Planner:
@@ -35,12 +36,11 @@ class Planner:
     Args:
         timing: the iteration as it was observed.
         optimizers: of its steps.
+        ways: what may be done beside moving activations and state.
         budget: to plan for.
         folder: that storages leave to.
         pool: which recorded it, if it is preloaded.
         taken_nbytes: what it was measured to take; 0 if nobody knows.
-        recompute: whether activations may be computed again.
-        parameters: whether weights and gradients may leave, too.
 
     Attributes:
         iteration: with all that could be away.
@@ -55,12 +55,11 @@ class Planner:
         timing: Timing,
         optimizers: Sequence[torch.optim.Optimizer],
         *,
+        ways: Ways,
         budget: Budget,
         folder: Path | None,
         pool: Pool | None,
         taken_nbytes: int,
-        recompute: bool,
-        parameters: bool,
     ) -> None:
         self._budget, self._pool = budget, pool
         iteration = replace(timing.iteration, seconds=timing.seconds())
@@ -75,8 +74,8 @@ class Planner:
         else:
             self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
         self._is_measured = self.lifetimes is None
-        self.movables = Movables(optimizers, iteration, parameters=parameters)
-        recipes = {n: r for n, r in iteration.recipes.items() if recompute and not self._has_moving_source(r)}
+        self.movables = Movables(optimizers, iteration, parameters=ways.parameters)
+        recipes = {n: r for n, r in iteration.recipes.items() if ways.recompute and not self._has_moving_source(r)}
         again = tuple(absence for absence in iteration.recomputable if absence.storage in recipes)
         iteration = replace(iteration, recomputable=again, recipes=recipes)
         gradients = ((number, id(parameter)) for number, parameter in self.movables.gradients())
@@ -88,6 +87,8 @@ class Planner:
             absences=(*iteration.absences, *self.movables.absences),
             until=iteration.until | self.movables.until,
         )
+        if ways.atomic_steps:
+            self.iteration = back_before_steps(self.iteration)
         self._links: tuple[Link, Link] = measure_links(folder)
 
     def _has_moving_source(self, recipe: Recipe) -> bool:

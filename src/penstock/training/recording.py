@@ -22,6 +22,7 @@ from penstock.budget import Budget
 from penstock.cache import atomic_write
 from penstock.training.autoswap import AutoSwap, is_active, when_planned
 from penstock.training.planner import Planner
+from penstock.training.ways import Ways
 
 UNFINISHED = 3
 """Exit code of a script that ended before anything was recorded."""
@@ -45,7 +46,7 @@ class ScriptRecording:
     """
 
     def __init__(self, result: Path, ways: Collection[str] = ()) -> None:
-        self._result, self._ways = result, dict.fromkeys(ways, True)
+        self._result, self._ways = result, Ways(**dict.fromkeys(ways, True))
         self._optimizers: list[torch.optim.Optimizer] = []
         self._block: AutoSwap | None = None
         self.steps = 0
@@ -61,7 +62,7 @@ class ScriptRecording:
         groups = (group for known in self._optimizers for group in known.param_groups)
         model = nn.ParameterList(parameter for group in groups for parameter in group["params"])
         self._block = AutoSwap(
-            model, self._optimizers, budget=Budget(_ALL), offload_folder=None, scores="best", **self._ways
+            model, self._optimizers, budget=Budget(_ALL), offload_folder=None, scores="best", ways=self._ways
         )
         self._block.__enter__()
 

@@ -84,6 +84,7 @@ class Steps:
         event: called as a step begins, goes on to its next part, or has ended.
         uses_state: called with the parameters whose state the step uses next.
         stepped: called after a step.
+        atomic: whether a step uses all of its state as it begins, rather than part by part.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Steps:
         event: Callable[[Event], None],
         uses_state: Callable[[Iterable[torch.Tensor]], None],
         stepped: Callable[[], None],
+        atomic: bool,
     ) -> None:
-        self._optimizers = optimizers
+        self._optimizers, self._is_atomic = optimizers, atomic
         self._event, self._uses_state, self._stepped = event, uses_state, stepped
         self._handles: list[RemovableHandle] = []
         for index, optimizer in enumerate(optimizers):
@@ -112,11 +114,12 @@ class Steps:
 
     def _begins(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._event(Event(STEP_BEGINS, optimizer=index))
-        if steps_in_parts(optimizer):
+        in_parts = steps_in_parts(optimizer)
+        if self._is_atomic or not in_parts:
+            self._uses_state(p for group in optimizer.param_groups for p in group["params"])
+        if in_parts:
             _whole(optimizer)  # where the last step failed
             PartedGroups(optimizer, partial(self._part_begins, index))
-        else:
-            self._uses_state(p for group in optimizer.param_groups for p in group["params"])
 
     def _part_begins(self, index: int, part: int, parameters: Sequence[torch.Tensor]) -> None:
         try:

@@ -6,6 +6,7 @@ No part of `penstock` imports this module: `from penstock.training.trainer impor
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from penstock.budget import Budget
 from penstock.errors import StreamStateError, UnsupportedModelError
 from penstock.training.api import autoswap
 from penstock.training.autoswap import AutoSwap
+from penstock.training.ways import Ways
 
 try:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -39,7 +41,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         budget: bytes for parameters, gradients, optimizer state, activations and what kernels need beside them.
         offload_folder: on a local disk; the system's temporary folder if None.
-        scores, recompute, parameters: as for `autoswap`.
+        scores, recompute, parameters, atomic_steps: as for `autoswap`.
 
     Raises:
         BudgetError: the budget is no size.
@@ -54,10 +56,11 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
         scores: str = "best",
         recompute: bool = False,
         parameters: bool = False,
+        atomic_steps: bool = False,
     ) -> None:
         self.budget = Budget(budget)
         self._folder, self._scores = offload_folder, scores
-        self._recompute, self._parameters = recompute, parameters
+        self._ways = Ways(recompute=recompute, parameters=parameters, atomic_steps=atomic_steps)
         self._swap: AutoSwap | None = None
 
     @property
@@ -111,8 +114,7 @@ class AutoSwapCallback(TrainerCallback):  # type: ignore[misc]
             budget=self.budget,
             offload_folder=self._folder,
             scores=self._scores,
-            recompute=self._recompute,
-            parameters=self._parameters,
+            **asdict(self._ways),
         )
         self._swap = swap.__enter__()
         AutoSwapCallback._open = self
