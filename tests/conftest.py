@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from penstock.cli.app import run_app
+from penstock.planning.strategies import registry
+from penstock.planning.strategies.flashmem import FlashMem
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,6 +27,14 @@ def penstock_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PENSTOCK_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_searches() -> Iterator[None]:
+    """What holds for every plan holds for one that a solver was given little time for, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._STRATEGIES, "flashmem", FlashMem(time_limit_seconds=0.2))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ PROBLEM = chain([2 * MIB] * 12, [1e-3] * 12, 1, bytes_per_second=1e9)
 
 
 @given(problems())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_budgets_begin_with_the_least_that_works_and_end_with_everything_resident(problem: Problem) -> None:
     at = posed(problem)
     budgets = find_budgets(at)
@@ -44,7 +44,7 @@ def test_the_least_and_the_full_budget_may_be_one() -> None:
 
 
 @given(problems())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_the_bound_never_rises_with_the_budget_and_lies_below_every_prediction(problem: Problem) -> None:
     curve = sweep(posed(problem))
     bounds = curve.bound()
