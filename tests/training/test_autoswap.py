@@ -116,7 +116,7 @@ def test_what_cannot_be_corrected_is_said(monkeypatch: pytest.MonkeyPatch, caplo
     model, optimizer = make()
     within = swap(model, optimizer)
     monkeypatch.setattr(Meter, "taken_nbytes", lambda self: BUDGET + 1 if within.plan is not None else 0)
-    monkeypatch.setattr(sys.modules["penstock.training.planner"].Planner, "correct", lambda self, nbytes: None)
+    monkeypatch.setattr(sys.modules["penstock.training.planner"].Planner, "correct", lambda self, nbytes, plan: None)
     with caplog.at_level(logging.WARNING, logger="penstock"):
         train(model, optimizer, batches(24), within)
     assert "after 3 corrections of its plan" in caplog.text

@@ -26,9 +26,11 @@ needs_compiler = pytest.mark.skipif(
 
 CHILD = """
 import json, sys
+from dataclasses import replace
 import torch
 sys.path.insert(0, {root!r})
 import penstock
+import penstock.training.planner
 from tests.training.loops import batches, make, same, step, train
 torch.set_num_threads(2)
 MIB = 1 << 20
@@ -44,13 +46,20 @@ def within(model, optimizer):
     found.append(penstock.autoswap(model, optimizer, budget=int(sys.argv[1]) * MIB))
     return found[-1]
 model, losses = run(within, inputs)
-again, more = run(within, inputs)  # a second block in the same process
+planner = sys.modules["penstock.training.planner"]
+place = planner.plan_places
+def gapped(*arguments):
+    found = place(*arguments)
+    return replace(found, placement=replace(found.placement, height=found.placement.height + 5 * MIB))
+planner.plan_places = gapped
+again, more = run(within, inputs)  # a second block in the same process, whose addresses have gaps
+gap = found[1].planner._placed.gap_nbytes if found[1].pool_stats else 0
 stats, swap = found[0].pool_stats, found[0]
 print(json.dumps({{
     "is_same": losses == expected and same(plain, model) and more == expected and same(plain, again),
     "followed": stats.followed if stats else None, "taken": stats.taken if stats else None,
     "departed": stats.departed if stats else None, "swaps": len(swap.plan.swaps), "iterations": swap.stats.iterations,
-    "again": found[1].pool_stats.followed if stats else None,
+    "again": found[1].pool_stats.followed if stats else None, "with_gaps": found[1].plan.peak_nbytes + gap,
 }}))
 """
 
@@ -73,6 +82,7 @@ def test_an_iteration_in_the_pool_is_the_same_to_the_last_bit(budget_mib: int) -
     assert found["again"] > 0
     assert bool(found["swaps"]) == (budget_mib < 100)
     assert found["departed"] < found["followed"] // 2  # of the short batch
+    assert found["with_gaps"] <= budget_mib << 20
 
 
 def test_without_the_pool_there_is_none() -> None:

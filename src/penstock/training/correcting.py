@@ -81,5 +81,5 @@ class Corrector:
             self.is_done = True
             return False
         self._corrections += 1
-        planner.correct(taken_nbytes - plan.peak_nbytes)
+        planner.correct(taken_nbytes, plan)
         return True

@@ -42,11 +42,8 @@ def _stays_until(plan: SwapPlan, index: int, iteration: Iteration) -> int:
     return min([*later, *(other.gone_by + count for other in others if other.leaves < swap.returns)])
 
 
-def pool_places(
-    pool: Pool, lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], iteration: Iteration
-) -> list[Place]:
+def pool_places(pool: Pool, found: PoolPlan, plan: SwapPlan) -> list[Place]:
     """Places in the pool's arena, which from now on has one for each allocation of an iteration."""
-    found = plan_places(lifetimes, plan, allocations, iteration)
     arena = pool.follow(found.placement.height, found.nbytes, found.offsets)
     pairs = zip(found.returns, plan.swaps, strict=True)
     return [PoolPlace(pool, arena, offset, room_nbytes(swap.nbytes)) for offset, swap in pairs]

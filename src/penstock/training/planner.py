@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,37 @@ from penstock.budget import Budget, format_size
 from penstock.errors import BudgetInfeasibleError
 from penstock.planning.swap import plan_swaps
 from penstock.planning.swap_plan import SwapPlan
-from penstock.planning.swap_problem import Floats, Link
+from penstock.planning.swap_problem import Floats, Link, SwapProblem
 from penstock.planning.swap_record import SwapRecord
 from penstock.planning.swap_schedule import gone_in_time
 from penstock.training.iteration import Iteration, back_before_steps
-from penstock.training.lifetimes import Lifetimes, read_lifetimes
+from penstock.training.lifetimes import Lifetimes, PoolPlan, read_lifetimes
 from penstock.training.links import measure_links
 from penstock.training.movables import Movables
 from penstock.training.mover import Mover
-from penstock.training.placing import own_places, pool_places
+from penstock.training.placing import own_places, plan_places, pool_places
 from penstock.training.pool import Pool
 from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SwapStats
 from penstock.training.swapper import Swapper
 from penstock.training.timing import Timing
 from penstock.training.ways import Ways
+
+_MORE_PLANS = 2
+"""So often it is planned anew because of gaps between places."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A plan, and where everything lies by it."""
+
+    plan: SwapPlan
+    places: PoolPlan
+
+    @property
+    def total_nbytes(self) -> int:
+        """That an iteration takes for its storages at most."""
+        return self.plan.peak_nbytes + self.places.gap_nbytes
 
 
 class Planner:
@@ -45,7 +61,7 @@ class Planner:
     Attributes:
         iteration: with all that could be away.
         movables: what could be, beside activations.
-        overhead_nbytes: what is kept free for what is not in the plan.
+        overhead_nbytes: what is kept free for what is not in the plan, gaps between its places included.
         allocations: which recorded allocation each storage that may leave is.
         lifetimes: what the pool recorded of the iteration; None where there is no pool, or it saw no two alike.
     """
@@ -64,6 +80,8 @@ class Planner:
         self._budget, self._pool = budget, pool
         iteration = replace(timing.iteration, seconds=timing.seconds())
         self.lifetimes: Lifetimes | None = None
+        self._placed: PoolPlan | None = None  # by the last plan
+        self._beside_nbytes: int | None = None  # storages, and gaps between them; None: not measured
         if pool is not None:
             self.lifetimes = read_lifetimes(pool.recorded(), len(iteration.events), timing.marked)
         if self.lifetimes is not None:
@@ -72,8 +90,7 @@ class Planner:
             iteration = replace(iteration, peak_nbytes=tuple(int(peak) for peak in peaks))
             self.overhead_nbytes = 0  # nobody knows yet; each plan says
         else:
-            self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
-        self._is_measured = self.lifetimes is None
+            self._beside_nbytes = self.overhead_nbytes = max(taken_nbytes - max(iteration.peak_nbytes), 0)
         self.movables = Movables(optimizers, iteration, parameters=ways.parameters)
         recipes = {n: r for n, r in iteration.recipes.items() if ways.recompute and not self._has_moving_source(r)}
         again = tuple(absence for absence in iteration.recomputable if absence.storage in recipes)
@@ -98,6 +115,9 @@ class Planner:
     def plan(self, scores: str) -> SwapPlan:
         """A plan within the budget.
 
+        With a pool, addresses have gaps between them: where these are more than is kept free, it is planned anew with
+        as much less.
+
         Raises:
             BudgetInfeasibleError: there is none; says which budget has one.
         """
@@ -107,7 +127,27 @@ class Planner:
             plan = plan_swaps(problem, scores=scores)
         except BudgetInfeasibleError as error:
             raise self._refusal(error.needed_nbytes) from error
-        return gone_in_time(problem, plan) if self.lifetimes is not None else plan
+        if self.lifetimes is None:
+            return plan
+        found = self._place(self.lifetimes, problem, plan)
+        beside_nbytes = self._beside_nbytes if self._beside_nbytes is not None else self.overhead_nbytes // 2
+        for _ in range(_MORE_PLANS):
+            beyond_nbytes = found.total_nbytes + beside_nbytes - self._budget.nbytes
+            if beyond_nbytes <= 0:
+                break
+            problem = replace(problem, limit_nbytes=problem.limit_nbytes - beyond_nbytes)
+            try:
+                plan = plan_swaps(problem, scores=scores)
+            except BudgetInfeasibleError:
+                break
+            found = min(found, self._place(self.lifetimes, problem, plan), key=lambda placed: placed.total_nbytes)
+        self.overhead_nbytes = self._budget.nbytes - found.plan.limit_nbytes
+        self._placed = found.places
+        return found.plan
+
+    def _place(self, lifetimes: Lifetimes, problem: SwapProblem, plan: SwapPlan) -> _Placed:
+        timely = gone_in_time(problem, plan)
+        return _Placed(timely, plan_places(lifetimes, timely, self.allocations, self.iteration))
 
     def _refusal(self, live_nbytes: int) -> BudgetInfeasibleError:
         """So much is live at one moment whatever is away; what is kept free beside it comes on top."""
@@ -123,7 +163,7 @@ class Planner:
     def record(self) -> SwapRecord:
         """What is known, for any budget."""
         problem = self.iteration.problem(*self._links, max(self.iteration.peak_nbytes))
-        overhead_nbytes = self.overhead_nbytes if self._is_measured else None
+        overhead_nbytes = self.overhead_nbytes if self._beside_nbytes is not None else None
         return SwapRecord(problem, self.iteration.names(), overhead_nbytes, self.iteration.kinds)
 
     def follow(self, plan: SwapPlan, mover: Mover, stats: SwapStats) -> Swapper:
@@ -133,12 +173,12 @@ class Planner:
             StorageError: the disk has no room for what leaves.
         """
         iteration, pool, lifetimes = self.iteration, self._pool, self.lifetimes
-        if pool is None or lifetimes is None:
+        if pool is None or lifetimes is None or self._placed is None:
             places = own_places(plan, iteration)
             return Swapper(
                 iteration.events, plan, mover, places, stats, movables=self.movables, recipes=iteration.recipes
             )
-        places = pool_places(pool, lifetimes, plan, self.allocations, iteration)
+        places = pool_places(pool, self._placed, plan)
         pool.retire()
         first = [*lifetimes.first_allocations, len(lifetimes.nbytes)]  # after the last segment nothing is planned
         return Swapper(
@@ -160,9 +200,11 @@ class Planner:
         out, back = self._links
         self._links = mover.out.link(out), mover.back.link(back)
 
-    def correct(self, overhead_nbytes: int) -> None:
-        """An iteration was measured to take so much beside what its plan had in memory."""
-        self.overhead_nbytes, self._is_measured = overhead_nbytes, True
+    def correct(self, taken_nbytes: int, plan: SwapPlan) -> None:
+        """An iteration that followed a plan was measured to take so much."""
+        gap_nbytes = self._placed.gap_nbytes if self._placed is not None else 0
+        self._beside_nbytes = max(taken_nbytes - plan.peak_nbytes - gap_nbytes, 0)
+        self.overhead_nbytes = self._beside_nbytes + gap_nbytes  # of the next plan, they may be about as large
 
     def exclude(self, storages: Collection[int]) -> None:
         """These are not away, whatever a plan says."""
