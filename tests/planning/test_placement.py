@@ -20,7 +20,7 @@ from penstock.planning.placement import Placement, place
 from penstock.planning.placement_beam import Beam, Tuning
 from penstock.planning.placement_buffers import Buffers, Ints, checked
 from penstock.planning.placement_check import check_placement
-from penstock.planning.placement_heuristics import as_allocated, smartpool
+from penstock.planning.placement_heuristics import as_allocated, by_size_and_lifetime, smartpool
 from penstock.planning.placement_lattice import Lattice
 from penstock.planning.placement_parts import split
 from penstock.planning.placement_search import PartSearch, settled
@@ -92,7 +92,7 @@ def test_few_buffers_are_placed_as_low_as_trying_every_order_places_them(item: B
 
 
 @settings(deadline=None, max_examples=90)
-@given(buffers(), st.sampled_from([smartpool, as_allocated]))
+@given(buffers(), st.sampled_from([smartpool, as_allocated, lambda item: list(by_size_and_lifetime(item))[-1]]))
 def test_what_is_placed_at_once_and_what_falls_from_it_are_placements(
     item: Buffers, heuristic: Callable[[Buffers], Ints]
 ) -> None:
@@ -299,6 +299,16 @@ def test_what_ends_in_the_opposite_order_is_placed_as_it_is_allocated() -> None:
     assert as_allocated(item).tolist() == [0, 4, 6, 6]
     wrapping = checked(*arrays((0, 2, 4), (3, 5, 2)), period=4)  # the second lives on into the next pass
     assert as_allocated(wrapping).tolist() == [2, 0]
+
+
+def test_many_buffers_lie_no_higher_than_where_any_heuristic_puts_them() -> None:
+    chance = np.random.default_rng(1)
+    lower, size = chance.integers(0, 900, 700), chance.choice([2, 3, 4, 8, 40], 700)
+    item = Buffers(lower, lower + chance.integers(1, 300, 700), size, 900)
+    heights = [int((offsets + size).max()) for offsets in (smartpool(item), as_allocated(item))]
+    mixed = [int((offsets + size).max()) for offsets in by_size_and_lifetime(item)]
+    assert min(mixed) < min(heights)
+    assert place(item.lower, item.upper, size, period=900, seconds=0.01, solver=False).height <= min(mixed)
 
 
 def test_smartpool_places_the_largest_first_and_the_others_where_they_fit_best() -> None:

@@ -117,6 +117,31 @@ def test_exec_runs_a_program_with_the_pool() -> None:
     assert done.stdout.strip() == "True"
 
 
+RETIRED = """
+import ctypes
+import numpy as np
+import torch
+from penstock.training.pool import Pool
+pool = Pool.preloaded()
+one = np.array([1 << 20]), np.array([0])
+first = pool.follow(1 << 20, *one)
+block = torch.ones(1 << 18)
+kept = block.data_ptr() == first.address
+pool.follow(1 << 20, *one)
+is_there = ctypes.string_at(first.address, 4) == b"\\0\\0\\x80?"
+del block
+print(kept, is_there, any(ctypes.string_at(first.address, 1 << 20)))
+"""
+
+
+@needs_compiler
+def test_what_an_earlier_plan_left_goes_back_to_the_system_when_it_is_freed() -> None:
+    environment = {**os.environ, "LD_PRELOAD": str(pool.library())}
+    command = [sys.executable, "-c", RETIRED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, env=environment)
+    assert done.stdout.split() == ["True", "True", "False"]
+
+
 # -- what is read of a recording --
 
 

@@ -14,12 +14,14 @@ import numpy as np
 
 from penstock.planning.placement_buffers import Buffers, Ints, checked, checked_seconds
 from penstock.planning.placement_check import check_placement
-from penstock.planning.placement_heuristics import as_allocated, smartpool
+from penstock.planning.placement_heuristics import as_allocated, by_size_and_lifetime, smartpool
 from penstock.planning.placement_parts import split
 from penstock.planning.placement_search import PartSearch, settled
 from penstock.planning.placement_solver import Companion, load_solver
 
 _ALONE = 20  # beams before the solver joins: from then on what is found depends on who is faster
+
+_MANY = 600  # buffers: of so many a beam takes long, so it matters from where they begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,8 @@ def place(
 def _search(buffers: Buffers, deadline: float, solver: bool) -> list[PartSearch]:
     """The parts, each placed as low as the highest needs it: the beams go to whichever is highest."""
     starts = [smartpool(buffers), as_allocated(buffers)]
+    if len(buffers) > _MANY:
+        starts += by_size_and_lifetime(buffers)
     searches = []
     for part in split(buffers):
         settle = (settled(part, start[part.indices] // part.unit) for start in starts)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from penstock.planning.placement_buffers import Buffers, Ints
+
+_MIXTURES = ((0.25, 3.0), (0.5, 0.5), (0.5, 1.0), (0.5, 2.0), (0.125, 0.5))
+"""How much a lifetime twice as long counts, and to live across the end, beside twice the size: the best of thirty."""
 
 
 def smartpool(buffers: Buffers) -> Ints:
@@ -25,6 +30,18 @@ def as_allocated(buffers: Buffers) -> Ints:
     """
     wraps = buffers.upper > (buffers.period if buffers.period is not None else buffers.upper.max())
     return best_fit(buffers, np.lexsort((buffers.lower, ~wraps)))
+
+
+def by_size_and_lifetime(buffers: Buffers) -> Iterator[Ints]:
+    """Offsets in bytes, (n,), by mixtures: what is large, lives long, or lives across the end of a pass comes first.
+
+    Where about as much lives at every moment, as in training within a budget, they are 5 to 20 % lower than others.
+    """
+    lifetime = buffers.upper - buffers.lower
+    wraps = buffers.upper > (buffers.period if buffers.period is not None else buffers.upper.max())
+    for lifetime_weight, wrap_weight in _MIXTURES:
+        key = np.log2(buffers.size) + lifetime_weight * np.log2(lifetime) + wrap_weight * wraps
+        yield best_fit(buffers, np.argsort(-key, kind="stable"))
 
 
 def best_fit(buffers: Buffers, order: Ints) -> Ints:

@@ -3,8 +3,8 @@
    Preloaded, it takes over posix_memalign, by which torch allocates on the CPU, and free. While it records, it notes
    each large allocation of the thread that asked for it, and its release. While it follows a plan, the same thread's
    allocations get the planned places in one arena, in their order; whatever departs from the plan, or finds its place
-   still taken, gets ordinary memory. Nothing here is given back to the system: a place is used anew by the next
-   iteration without a page fault.
+   still taken, gets ordinary memory. Nothing of the present plan is given back to the system: a place is used anew by
+   the next iteration without a page fault. What was left in the arena of an earlier plan is, as it is freed.
 
    The same for a CUDA device is at the end: two functions for torch.cuda.memory.CUDAPluggableAllocator. */
 
@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 
 enum { PAGE = 4096, ARENAS = 256, LOOKAHEAD = 64, ALLOCATED = 1, RELEASED = 2, MARKED = 3 };
@@ -109,16 +110,18 @@ static int take_pages(arena_t *arena, int64_t offset, int64_t nbytes) {
     return 1;
 }
 
-static int release_pages(uintptr_t address) {
+/* The arena of a block that is free from now on, and the block's pages; NULL if it is in none. */
+static arena_t *release_pages(uintptr_t address, int64_t *count) {
     for (int index = arena_count - 1; index >= 0; index--) {
         arena_t *arena = &arenas[index];
         if (address < arena->begin || address >= arena->end) continue;
         int64_t page = (int64_t)(address - arena->begin) / PAGE;
-        memset(arena->is_taken + page, 0, (size_t)arena->counts[page]);
+        *count = arena->counts[page];
+        memset(arena->is_taken + page, 0, (size_t)*count);
         arena->counts[page] = 0;
-        return 1;
+        return arena;
     }
-    return 0;
+    return NULL;
 }
 
 /* The planned place for an allocation; NULL where there is none. */
@@ -168,10 +171,13 @@ int posix_memalign(void **found, size_t alignment, size_t nbytes) {
 void free(void *memory) {
     uintptr_t address = (uintptr_t)memory;
     if (address >= lowest && address < highest) {
+        int64_t count;
         pthread_mutex_lock(&lock);
-        int is_ours = release_pages(address);
+        arena_t *arena = release_pages(address, &count);
+        int is_retired = arena && (arena != host_plan.arena || !is_following);
         pthread_mutex_unlock(&lock);
-        if (is_ours) return;
+        if (is_retired) madvise(memory, (size_t)(count * PAGE), MADV_DONTNEED); /* nobody takes these pages again */
+        if (arena) return;
     }
     if (is_recording && memory) {
         pthread_mutex_lock(&lock);
@@ -312,7 +318,8 @@ void penstock_cuda_free(void *memory, ssize_t nbytes, int device, void *stream) 
     (void)nbytes, (void)device, (void)stream;
     if (!memory) return;
     pthread_mutex_lock(&lock);
-    int is_ours = release_pages((uintptr_t)memory);
+    int64_t count;
+    int is_ours = release_pages((uintptr_t)memory, &count) != NULL;
     pthread_mutex_unlock(&lock);
     pthread_once(&cuda_once, find_cuda);
     if (!is_ours && cuda_free) cuda_free(memory);
