@@ -24,7 +24,7 @@ from tests.training.loops import (
 from torch import nn
 
 from penstock.errors import BudgetError, BudgetInfeasibleError, PlanError, StorageError, StreamStateError
-from penstock.training import swapfile
+from penstock.training import swapfile, swapper
 from penstock.training.meter import Meter
 
 pytestmark = pytest.mark.usefixtures("steady")
@@ -143,3 +143,32 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Except
     model, optimizer = make()
     with pytest.raises(error):
         swap(model, arguments.pop("optimizer", optimizer), **arguments)
+
+
+def test_a_read_that_fails_as_an_iteration_ends_leaves_the_next_ones_as_they_should_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, plainly = make()
+    train(plain, plainly, batches(12))
+    model, optimizer = make()
+    inputs = list(batches(12))
+    with swap(model, optimizer) as within:
+        train(model, optimizer, inputs[:8])
+        bring = swapper.bring_all
+
+        def once_at_the_end(absent: Any) -> float:
+            if within._following is None or within.iteration is None or within._following._swapper is None:
+                return bring(absent)
+            if within._following._swapper._next < len(within.iteration.events):
+                return bring(absent)
+            patch.undo()
+            raise StorageError("reading failed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(swapper, "bring_all", once_at_the_end)
+            with pytest.raises(StorageError, match="reading") as caught:
+                step(model, optimizer, inputs[8])
+        assert "do not repeat it" in caught.value.__notes__[0]
+        train(model, optimizer, inputs[9:])
+        assert within.stats.departed == 0
+    assert same(plain, model)

@@ -199,19 +199,25 @@ def test_tied_weights() -> None:
     assert moved(within, Weight) + moved(within, Gradient) > 0
 
 
-def test_frozen_weights_leave_too() -> None:
+@pytest.mark.parametrize("are_given", [False, True])
+def test_frozen_weights_leave_too(are_given: bool) -> None:
+    """And no step brings them back, where the optimizer is given them all the same."""
+
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         model, _ = make()
         for layer in list(model.layers)[:4]:  # type: ignore[arg-type]
             layer.requires_grad_(False)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return model, torch.optim.SGD(trained, lr=1e-2, momentum=0.9)
+        given = [parameter for parameter in model.parameters() if parameter.requires_grad or are_given]
+        return model, torch.optim.SGD(given, lr=1e-2, momentum=0.9)
 
     plain, plainly = made()
     expected = train(plain, plainly, inputs())
     model, optimizer = made()
+    gone_meanwhile: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: gone_meanwhile.append(gone(model)))  # before the block's own
     within = penstock.autoswap(model, optimizer, budget=least(step, made), parameters=True)
     assert train(model, optimizer, inputs(), within) == expected
+    assert gone_meanwhile[-1] > 1
     assert same(plain, model)
     assert moved(within, Weight) > 2
 

@@ -90,7 +90,7 @@ def test_another_plan_that_has_them_away_at_other_times() -> None:
         losses = train(model, optimizer, batches[:8])
         assert within._following is not None
         for more in (1, 2, 3):
-            within._following.planner.overhead_nbytes = -4 * more * MIB  # so much more is free
+            within._following.planner._beside_nbytes = -4 * more * MIB  # so much more is free
             within._following.begin()
             losses += train(model, optimizer, batches[6 + 2 * more : 8 + 2 * more])
     assert losses == expected

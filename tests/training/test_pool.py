@@ -50,16 +50,17 @@ planner = sys.modules["penstock.training.planner"]
 place = planner.plan_places
 def gapped(*arguments):
     found = place(*arguments)
-    return replace(found, placement=replace(found.placement, height=found.placement.height + 5 * MIB))
+    higher = replace(found.places.placement, height=found.places.placement.height + 5 * MIB)
+    return replace(found, places=replace(found.places, placement=higher))
 planner.plan_places = gapped
 again, more = run(within, inputs)  # a second block in the same process, whose addresses have gaps
-gap = found[1].planner._placed.gap_nbytes if found[1].pool_stats else 0
+placed = found[1].planner._placed
 stats, swap = found[0].pool_stats, found[0]
 print(json.dumps({{
     "is_same": losses == expected and same(plain, model) and more == expected and same(plain, again),
     "followed": stats.followed if stats else None, "taken": stats.taken if stats else None,
     "departed": stats.departed if stats else None, "swaps": len(swap.plan.swaps), "iterations": swap.stats.iterations,
-    "again": found[1].pool_stats.followed if stats else None, "with_gaps": found[1].plan.peak_nbytes + gap,
+    "again": found[1].pool_stats.followed if stats else None, "with_gaps": placed.total_nbytes if placed else None,
 }}))
 """
 

@@ -88,6 +88,41 @@ def test_what_is_not_torchs_own_steps_as_a_whole() -> None:
     assert steps_in_parts(make(Named)[1])
 
 
+def test_a_step_that_has_its_parents_within_it_is_one() -> None:
+    """torch has the hooks of a step called around both, once there was an optimizer of the parent's own class."""
+
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            found = super().step(closure)
+            for group in self.param_groups:
+                torch._foreach_mul_(group["params"], 0.999)
+            return found
+
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = Tower(layers=6, width=512)
+        return model, Own(model.parameters(), lr=1e-2, momentum=0.9)
+
+    torch.optim.SGD([torch.zeros(2, requires_grad=True)])
+    plain, plainly = made()
+    expected = train(plain, plainly, inputs(9), one=without_gradients)
+    model, optimizer = made()
+    within = penstock.autoswap(model, optimizer, budget=30 * MIB)
+    assert train(model, optimizer, inputs(9), within, one=without_gradients) == expected
+    assert same(plain, model)
+    assert within.stats.iterations >= 3
+    assert within.stats.departed == 0
+
+
+def without_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+    optimizer.zero_grad()
+    loss = model(x).square().mean()
+    loss.backward()
+    with torch.no_grad():
+        optimizer.step()
+    return float(loss.detach())
+
+
 def test_only_the_step_itself_sees_parts() -> None:
     model, optimizer = make(STEPPED["SGD"])
     counted: dict[str, int] = {}

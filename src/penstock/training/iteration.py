@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -94,22 +94,36 @@ def last_iteration(tape: Tape, period: int) -> Iteration:
 
 
 def back_before_steps(iteration: Iteration) -> Iteration:
-    """The same iteration where nothing is to come back in the middle of a step, but as it begins, or to stay."""
-    count = len(iteration.events)
-    begins = [at for at, event in enumerate(iteration.events) if event.kind == STEP_BEGINS]
-    ends = [iteration.events.index(Event(STEP_ENDED, optimizer=iteration.events[at].optimizer), at) for at in begins]
-    steps = list(zip(begins, ends, strict=True))
+    """The same iteration where nothing is to come back in the middle of a step, but as it begins, or to stay.
+
+    A step in parts changes nothing before the first of them; one that has none may change anything at any time, and
+    evaluate the model, so nothing leaves meanwhile either.
+    """
+    count, steps = len(iteration.events), list(_steps(iteration.events))
 
     def earlier(absence: Absence) -> Absence:
         turn, returns = divmod(absence.returns, count)
-        back = next((begin for begin, end in steps if begin < returns < end), returns)
-        return replace(absence, returns=turn * count + back)
+        back = next((begin for begin, end, _ in steps if begin < returns <= end), returns)
+        away = next(
+            (end for begin, end, is_whole in steps if is_whole and begin < absence.leaves < end), absence.leaves
+        )
+        return replace(absence, leaves=away, returns=turn * count + back)
 
     kept = [
         tuple(absence for absence in map(earlier, absences) if absence.leaves < absence.returns)
         for absences in (iteration.absences, iteration.recomputable)
     ]
     return replace(iteration, absences=kept[0], recomputable=kept[1])
+
+
+def _steps(events: Sequence[Event]) -> Iterator[tuple[int, int, bool]]:
+    """Of each step the first segment that changes anything, the one after its end, and whether it has no parts."""
+    for at, event in enumerate(events):
+        if event.kind == STEP_BEGINS:
+            end = events.index(Event(STEP_ENDED, optimizer=event.optimizer), at)
+            parts = (part for part in range(at, end) if events[part] == Event(STEP_PART, optimizer=event.optimizer))
+            begin = next(parts, None)
+            yield (at, end, True) if begin is None else (begin, end, False)
 
 
 def _kinds(tape: Tape, segment: int) -> dict[str, int]:

@@ -109,11 +109,6 @@ class PoolPlan:
     returns: tuple[int, ...]
     placement: Placement
 
-    @property
-    def gap_nbytes(self) -> int:
-        """How much more than what lives at one moment it takes."""
-        return self.placement.height - self.placement.load
-
 
 def plan_pool(
     lifetimes: Lifetimes,

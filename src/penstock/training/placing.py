@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,11 +50,36 @@ def pool_places(pool: Pool, found: PoolPlan, plan: SwapPlan) -> list[Place]:
     return [PoolPlace(pool, arena, offset, room_nbytes(swap.nbytes)) for offset, swap in pairs]
 
 
-def plan_places(lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], iteration: Iteration) -> PoolPlan:
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A plan, and where everything lies by it.
+
+    Attributes:
+        outside_nbytes: of storages that have no place in the arena.
+    """
+
+    plan: SwapPlan
+    places: PoolPlan
+    outside_nbytes: int
+
+    @property
+    def total_nbytes(self) -> int:
+        """What an iteration takes for its storages."""
+        return self.places.placement.height + self.outside_nbytes
+
+    @property
+    def gap_nbytes(self) -> int:
+        """How much of that is between storages, which nothing else can use."""
+        return self.total_nbytes - self.plan.peak_nbytes
+
+
+def plan_places(lifetimes: Lifetimes, plan: SwapPlan, allocations: Mapping[int, int], iteration: Iteration) -> Placed:
     """Addresses for all blocks of an iteration, and for what comes back."""
     first, count = lifetimes.first_ordinal, len(lifetimes.nbytes)
     found_at = [allocations.get(swap.storage, -1) - first for swap in plan.swaps]
     dies = lifetimes.upper > lifetimes.lower
     blocks = [block if 0 <= block < count and dies[block] else None for block in found_at]
     stays = [_stays_until(plan, index, iteration) for index in range(len(plan.swaps))]
-    return plan_pool(lifetimes, plan, blocks, stays)
+    come_back = {swap.storage: swap.nbytes for swap, block in zip(plan.swaps, blocks, strict=True) if block is None}
+    outside_nbytes = iteration.lasting_nbytes + lifetimes.again_nbytes - sum(come_back.values())
+    return Placed(plan, plan_pool(lifetimes, plan, blocks, stays), outside_nbytes)

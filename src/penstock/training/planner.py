@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,11 @@ from penstock.planning.swap_problem import Floats, Link, SwapProblem
 from penstock.planning.swap_record import SwapRecord
 from penstock.planning.swap_schedule import gone_in_time
 from penstock.training.iteration import Iteration, back_before_steps
-from penstock.training.lifetimes import Lifetimes, PoolPlan, read_lifetimes
+from penstock.training.lifetimes import Lifetimes, read_lifetimes
 from penstock.training.links import measure_links
 from penstock.training.movables import Movables
 from penstock.training.mover import Mover
-from penstock.training.placing import own_places, plan_places, pool_places
+from penstock.training.placing import Placed, own_places, plan_places, pool_places
 from penstock.training.pool import Pool
 from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SwapStats
@@ -32,18 +32,8 @@ from penstock.training.ways import Ways
 _MORE_PLANS = 2
 """So often it is planned anew because of gaps between places."""
 
-
-@dataclass(frozen=True, eq=False)
-class _Placed:
-    """A plan, and where everything lies by it."""
-
-    plan: SwapPlan
-    places: PoolPlan
-
-    @property
-    def total_nbytes(self) -> int:
-        """That an iteration takes for its storages at most."""
-        return self.plan.peak_nbytes + self.places.gap_nbytes
+_MARGIN = 100
+"""One part in so many of the budget stays free besides: what is beside storages grows a little with each plan."""
 
 
 class Planner:
@@ -80,8 +70,9 @@ class Planner:
         self._budget, self._pool = budget, pool
         iteration = replace(timing.iteration, seconds=timing.seconds())
         self.lifetimes: Lifetimes | None = None
-        self._placed: PoolPlan | None = None  # by the last plan
+        self._placed: Placed | None = None  # by the last plan
         self._beside_nbytes: int | None = None  # storages, and gaps between them; None: not measured
+        self._gap_nbytes = 0  # that are foreseen
         if pool is not None:
             self.lifetimes = read_lifetimes(pool.recorded(), len(iteration.events), timing.marked)
         if self.lifetimes is not None:
@@ -121,7 +112,7 @@ class Planner:
         Raises:
             BudgetInfeasibleError: there is none; says which budget has one.
         """
-        problem = self.record().within(self._budget.nbytes)
+        problem = self._problem()
         self.overhead_nbytes = self._budget.nbytes - problem.limit_nbytes
         try:
             plan = plan_swaps(problem, scores=scores)
@@ -135,19 +126,31 @@ class Planner:
             beyond_nbytes = found.total_nbytes + beside_nbytes - self._budget.nbytes
             if beyond_nbytes <= 0:
                 break
-            problem = replace(problem, limit_nbytes=problem.limit_nbytes - beyond_nbytes)
+            # A plan may have less in memory than it could: the next one is to have less than that.
+            least_so_far = min(problem.limit_nbytes, found.plan.peak_nbytes)
+            problem = replace(problem, limit_nbytes=least_so_far - beyond_nbytes)
             try:
                 plan = plan_swaps(problem, scores=scores)
             except BudgetInfeasibleError:
                 break
             found = min(found, self._place(self.lifetimes, problem, plan), key=lambda placed: placed.total_nbytes)
         self.overhead_nbytes = self._budget.nbytes - found.plan.limit_nbytes
-        self._placed = found.places
+        self._placed = found
         return found.plan
 
-    def _place(self, lifetimes: Lifetimes, problem: SwapProblem, plan: SwapPlan) -> _Placed:
-        timely = gone_in_time(problem, plan)
-        return _Placed(timely, plan_places(lifetimes, timely, self.allocations, self.iteration))
+    def _problem(self) -> SwapProblem:
+        """What there is to decide; gaps are foreseen to be as they were, if that leaves enough."""
+        record = self.record()
+        if self._beside_nbytes is None:
+            return record.within(self._budget.nbytes)
+        most_nbytes, least_nbytes = self._budget.nbytes - self._beside_nbytes, record.problem.least_nbytes()
+        limit_nbytes = most_nbytes - self._gap_nbytes
+        if limit_nbytes < least_nbytes <= most_nbytes:
+            limit_nbytes = least_nbytes
+        return replace(record.problem, limit_nbytes=limit_nbytes)
+
+    def _place(self, lifetimes: Lifetimes, problem: SwapProblem, plan: SwapPlan) -> Placed:
+        return plan_places(lifetimes, gone_in_time(problem, plan), self.allocations, self.iteration)
 
     def _refusal(self, live_nbytes: int) -> BudgetInfeasibleError:
         """So much is live at one moment whatever is away; what is kept free beside it comes on top."""
@@ -178,7 +181,7 @@ class Planner:
             return Swapper(
                 iteration.events, plan, mover, places, stats, movables=self.movables, recipes=iteration.recipes
             )
-        places = pool_places(pool, self._placed, plan)
+        places = pool_places(pool, self._placed.places, plan)
         pool.retire()
         first = [*lifetimes.first_allocations, len(lifetimes.nbytes)]  # after the last segment nothing is planned
         return Swapper(
@@ -202,9 +205,11 @@ class Planner:
 
     def correct(self, taken_nbytes: int, plan: SwapPlan) -> None:
         """An iteration that followed a plan was measured to take so much."""
-        gap_nbytes = self._placed.gap_nbytes if self._placed is not None else 0
-        self._beside_nbytes = max(taken_nbytes - plan.peak_nbytes - gap_nbytes, 0)
-        self.overhead_nbytes = self._beside_nbytes + gap_nbytes  # of the next plan, they may be about as large
+        total_nbytes, margin_nbytes = plan.peak_nbytes, 0
+        if self._placed is not None:
+            total_nbytes, margin_nbytes = self._placed.total_nbytes, self._budget.nbytes // _MARGIN
+        self._beside_nbytes = max(taken_nbytes - total_nbytes, 0) + margin_nbytes
+        self._gap_nbytes = max(min(taken_nbytes, total_nbytes) - plan.peak_nbytes, 0)
 
     def exclude(self, storages: Collection[int]) -> None:
         """These are not away, whatever a plan says."""

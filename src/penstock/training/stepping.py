@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from penstock.errors import StorageError
+from penstock.errors import PenstockError, StorageError
 from penstock.training.iteration import LEAST_NBYTES
 from penstock.training.tape import STEP_BEGINS, STEP_ENDED, STEP_PART, Event
 
@@ -84,7 +84,7 @@ class Steps:
         event: called as a step begins, goes on to its next part, or has ended.
         uses_state: called with the parameters whose state the step uses next.
         stepped: called after a step.
-        atomic: whether a step uses all of its state as it begins, rather than part by part.
+        atomic: whether a step uses all of its state before it changes anything, rather than part by part.
     """
 
     def __init__(
@@ -113,18 +113,21 @@ class Steps:
             _whole(optimizer)
 
     def _begins(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if _is_within_another(optimizer):
+            return
         self._event(Event(STEP_BEGINS, optimizer=index))
-        in_parts = steps_in_parts(optimizer)
-        if self._is_atomic or not in_parts:
-            self._uses_state(p for group in optimizer.param_groups for p in group["params"])
-        if in_parts:
+        if steps_in_parts(optimizer):
             _whole(optimizer)  # where the last step failed
             PartedGroups(optimizer, partial(self._part_begins, index))
+        else:
+            self._uses_state(_all_parameters(optimizer))
 
-    def _part_begins(self, index: int, part: int, parameters: Sequence[torch.Tensor]) -> None:
+    def _part_begins(self, index: int, part: int, parameters: Iterable[torch.Tensor]) -> None:
+        if self._is_atomic and not part:  # nothing is changed before, by a closure neither
+            parameters = _all_parameters(self._optimizers[index])
         try:
             self._event(Event(STEP_PART, optimizer=index, part=part))
-            self._uses_state(parameters)
+            self._uses_state(p for p in parameters if p.grad is not None)  # what has no gradient is left out
         except StorageError as error:
             if part:
                 error.add_note(
@@ -134,9 +137,34 @@ class Steps:
             raise
 
     def _ended(self, index: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if _is_within_another(optimizer):
+            return
         _whole(optimizer)
-        self._event(Event(STEP_ENDED, optimizer=index))
-        self._stepped()
+        try:
+            self._event(Event(STEP_ENDED, optimizer=index))
+            self._stepped()
+        except PenstockError as error:
+            error.add_note("The step that has just ended is done: do not repeat it.")
+            raise
+
+
+def _is_within_another(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step that calls this hook was called by another one of the same optimizer, which goes on.
+
+    torch has the hooks called around the `step` of each class (2.13), a derived one's and its parent's.
+    """
+    step = sys._getframe(2)
+    frame, code = step.f_back, step.f_code
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("args", (None,))[0] is optimizer:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _all_parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    groups: list[Group] = optimizer.param_groups
+    return (parameter for number in range(len(groups)) for parameter in groups[number]["params"])
 
 
 def _whole(optimizer: torch.optim.Optimizer) -> None:

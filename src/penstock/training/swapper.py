@@ -19,7 +19,7 @@ from penstock.training.mover import Mover, Place
 from penstock.training.recompute import Recipe
 from penstock.training.swap_stats import SegmentClock, SwapStats
 from penstock.training.swapfile import room_nbytes
-from penstock.training.tape import SAVED, TAKEN, Event
+from penstock.training.tape import SAVED, STEP_PART, TAKEN, Event
 from penstock.training.timetable import Timetable
 
 logger = logging.getLogger("penstock")
@@ -65,7 +65,7 @@ class Swapper:
         self._saved_at: dict[int, weakref.ref[Kept]] = {}
         self._next = 0  # event
         self.clock = SegmentClock(plan.segments, stats)
-        self._departed = False
+        self._departed = self._is_brought = False
         self._is_broken = False
         self.futile: frozenset[int] = frozenset()
         self._futile: set[int] = set()  # of the present iteration
@@ -156,6 +156,9 @@ class Swapper:
         """One more event; whether it is the next of the record."""
         if self._departed or event != self._events[self._next]:
             self._depart()
+            if not self._is_brought and event.kind != STEP_PART:  # within a step nothing is read but what that uses
+                self._is_brought = True
+                self.clock.wait_late(self._all.bring_all_but_states())
             if event == self._events[-1]:
                 self.clock.end_iteration(is_followed=False)
                 self._begin_anew()
@@ -167,11 +170,13 @@ class Swapper:
             self.leave_idle()
         self.clock.begin(segment)
         self._seek(segment)
-        self._act(segment)
-        if self._next == len(self._events):
-            self.stats.iterations += 1
-            self.clock.end_iteration(is_followed=True)
-            self._begin_anew()
+        try:
+            self._act(segment)
+        finally:
+            if self._next == len(self._events):
+                self.stats.iterations += 1
+                self.clock.end_iteration(is_followed=True)
+                self._begin_anew()
         return True
 
     @property
@@ -279,7 +284,6 @@ class Swapper:
         self.clock.depart()
         self.stats.departed += 1
         self._stay()
-        self.clock.wait_late(self._all.bring_all_but_states())
 
     def _stay(self) -> None:
         """What autograd saved is kept in memory, as far as it is there."""
@@ -305,7 +309,7 @@ class Swapper:
             self._mover.file.shrink(self._shared_nbytes)
 
     def _begin_anew(self) -> None:
-        self._next, self._departed = 0, False
+        self._next, self._departed, self._is_brought = 0, False, False
         self.futile, self._futile = frozenset(self._futile), set()
         self._entries = [found if index in self._movables else None for index, found in enumerate(self._entries)]
         self._unsettled = {index: entry for index, entry in self._unsettled.items() if index in self._movables}

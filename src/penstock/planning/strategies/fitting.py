@@ -100,18 +100,19 @@ class Fitting:
                 stays=self._stays,
                 steadiness=self._steadiness,
             )
-            for patience in self._patiences()
+            for patience in self._patiences(fixed, rows)
         ]
         best = benches[0].try_least()
         for bench in benches:
-            found = Search(bench, self._goal).run(_TRIALS // len(benches))
+            found = Search(bench, self._goal).run(_TRIALS)
             if found is not None and found.rank < best.rank:
                 best = found
         return best
 
-    def _patiences(self) -> tuple[float, ...]:
-        """How long weights may stay between two uses, where any has two."""
-        if len(self._uses) == len(self._whole):
+    def _patiences(self, fixed: Collection[int], rows: Collection[int]) -> tuple[float, ...]:
+        """How long weights may stay between two uses, where any that may stream has two."""
+        weights = [use.weight for use in self._uses if use.weight not in fixed and use.weight not in rows]
+        if len(weights) == len(set(weights)):
             return (0.0,)
         return (0.0, 1.0, math.inf) if len(self._uses) <= FEW else (0.0, 1.0)
 
