@@ -88,9 +88,9 @@ def test_a_plan_that_turns_out_too_large_is_made_anew(monkeypatch: pytest.Monkey
         Meter, "taken_nbytes", lambda self: within.plan.peak_nbytes + beside if within.plan is not None else 0
     )
     train(model, optimizer, batches(12), within)
-    assert within.overhead_nbytes == beside
+    assert beside < within.overhead_nbytes < beside + BUDGET // 20  # some is for the kernel's own accounts
     assert within.plan is not None
-    assert within.plan.peak_nbytes + beside <= BUDGET
+    assert within.plan.peak_nbytes + beside < BUDGET
 
 
 def test_one_iteration_beyond_the_budget_is_no_reason_to_plan_anew(monkeypatch: pytest.MonkeyPatch) -> None:

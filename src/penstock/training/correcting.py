@@ -16,6 +16,10 @@ logger = logging.getLogger("penstock")
 CORRECTIONS = 3
 """So often a plan is made anew because iterations took more than the budget."""
 
+KERNELS = 100
+"""One part in so many of the budget is the kernel's, for page tables and the like: a group's account has them, and the
+process's own has not."""
+
 LATE = 0.01
 """So much of an iteration may be waited for beyond what was predicted."""
 
@@ -54,7 +58,8 @@ class Corrector:
             planner.exclude(futile)
             return True
         taken_nbytes = self._meter.taken_nbytes() if followed > 1 else 0  # the first still has what was before
-        was_beyond, self._was_beyond = self._was_beyond, taken_nbytes > self._budget_nbytes
+        goal_nbytes = self._budget_nbytes - self._budget_nbytes // KERNELS
+        was_beyond, self._was_beyond = self._was_beyond, taken_nbytes > goal_nbytes
         if self._was_beyond:
             if not was_beyond:  # once may have been an evaluation, or a checkpoint
                 return False
@@ -72,12 +77,13 @@ class Corrector:
     def _correct(self, planner: Planner, taken_nbytes: int, plan: SwapPlan) -> bool:
         self._was_beyond, self._looked = False, 0
         if self._corrections == CORRECTIONS:
-            logger.warning(
-                "an iteration takes %s, after %d corrections of its plan, and the budget is %s: training goes on so",
-                format_size(taken_nbytes),
-                CORRECTIONS,
-                format_size(self._budget_nbytes),
-            )
+            if taken_nbytes > self._budget_nbytes:
+                logger.warning(
+                    "an iteration takes %s after %d corrections of its plan, and the budget is %s: training goes on so",
+                    format_size(taken_nbytes),
+                    CORRECTIONS,
+                    format_size(self._budget_nbytes),
+                )
             self.is_done = True
             return False
         self._corrections += 1

@@ -32,8 +32,11 @@ from penstock.training.ways import Ways
 _MORE_PLANS = 2
 """So often it is planned anew because of gaps between places."""
 
-_MARGIN = 100
-"""One part in so many of the budget stays free besides: what is beside storages grows a little with each plan."""
+_SPARE, _WORTHWHILE = 50, 0.01
+"""One part in so many of the room may be left, and more where no wait is left by which iterations could be faster."""
+
+_MARGIN = 50
+"""One part in so many of the budget stays free besides: for the kernel, and what grows a little with each plan."""
 
 
 class Planner:
@@ -106,8 +109,8 @@ class Planner:
     def plan(self, scores: str) -> SwapPlan:
         """A plan within the budget.
 
-        With a pool, addresses have gaps between them: where these are more than is kept free, it is planned anew with
-        as much less.
+        With a pool, addresses have gaps between them: where these are more than is kept free, or far less, others are
+        made for other limits.
 
         Raises:
             BudgetInfeasibleError: there is none; says which budget has one.
@@ -120,23 +123,34 @@ class Planner:
             raise self._refusal(error.needed_nbytes) from error
         if self.lifetimes is None:
             return plan
-        found = self._place(self.lifetimes, problem, plan)
+        self._placed = self._fitting(self.lifetimes, problem, plan, scores)
+        self.overhead_nbytes = self._budget.nbytes - self._placed.plan.limit_nbytes
+        return self._placed.plan
+
+    def _fitting(self, lifetimes: Lifetimes, problem: SwapProblem, plan: SwapPlan, scores: str) -> Placed:
+        """Of a plan and some like it the fastest that fits with its gaps; if none does, the smallest."""
+        is_measured = self._beside_nbytes is not None
         beside_nbytes = self._beside_nbytes if self._beside_nbytes is not None else self.overhead_nbytes // 2
+        room_nbytes = self._budget.nbytes - beside_nbytes
+        tried = [self._place(lifetimes, problem, plan)]
         for _ in range(_MORE_PLANS):
-            beyond_nbytes = found.total_nbytes + beside_nbytes - self._budget.nbytes
-            if beyond_nbytes <= 0:
+            last = tried[-1]
+            spare_nbytes = room_nbytes - last.total_nbytes
+            is_slow = last.plan.overhead > _WORTHWHILE and (is_measured or len(tried) > 1)
+            if spare_nbytes >= 0 and not (is_slow and spare_nbytes > room_nbytes // _SPARE):
                 break
             # A plan may have less in memory than it could: the next one is to have less than that.
-            least_so_far = min(problem.limit_nbytes, found.plan.peak_nbytes)
-            problem = replace(problem, limit_nbytes=least_so_far - beyond_nbytes)
+            more_nbytes = spare_nbytes * 3 // 4 if spare_nbytes > 0 else spare_nbytes
+            limit_nbytes = min(last.plan.limit_nbytes, last.plan.peak_nbytes) + more_nbytes
+            problem = replace(problem, limit_nbytes=limit_nbytes)
             try:
-                plan = plan_swaps(problem, scores=scores)
+                tried.append(self._place(lifetimes, problem, plan_swaps(problem, scores=scores)))
             except BudgetInfeasibleError:
                 break
-            found = min(found, self._place(self.lifetimes, problem, plan), key=lambda placed: placed.total_nbytes)
-        self.overhead_nbytes = self._budget.nbytes - found.plan.limit_nbytes
-        self._placed = found
-        return found.plan
+        fitting = [placed for placed in tried if placed.total_nbytes <= room_nbytes]
+        if fitting:
+            return min(fitting, key=lambda placed: placed.plan.predicted_seconds)
+        return min(tried, key=lambda placed: placed.total_nbytes)
 
     def _problem(self) -> SwapProblem:
         """What there is to decide; gaps are foreseen to be as they were, if that leaves enough."""
@@ -205,10 +219,8 @@ class Planner:
 
     def correct(self, taken_nbytes: int, plan: SwapPlan) -> None:
         """An iteration that followed a plan was measured to take so much."""
-        total_nbytes, margin_nbytes = plan.peak_nbytes, 0
-        if self._placed is not None:
-            total_nbytes, margin_nbytes = self._placed.total_nbytes, self._budget.nbytes // _MARGIN
-        self._beside_nbytes = max(taken_nbytes - total_nbytes, 0) + margin_nbytes
+        total_nbytes = self._placed.total_nbytes if self._placed is not None else plan.peak_nbytes
+        self._beside_nbytes = max(taken_nbytes - total_nbytes, 0) + self._budget.nbytes // _MARGIN
         self._gap_nbytes = max(min(taken_nbytes, total_nbytes) - plan.peak_nbytes, 0)
 
     def exclude(self, storages: Collection[int]) -> None:
