@@ -193,7 +193,7 @@ def test_tied_weights() -> None:
     plain, plainly = made()
     expected = train(plain, plainly, ids)
     model, optimizer = made()
-    within = penstock.autoswap(model, optimizer, budget=least(step, made, ids), parameters=True)
+    within = penstock.autoswap(model, optimizer, budget=least(step, made, tuple(ids)), parameters=True)
     assert train(model, optimizer, ids, within) == expected
     assert same(plain, model)
     assert moved(within, Weight) + moved(within, Gradient) > 0

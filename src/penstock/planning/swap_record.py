@@ -40,11 +40,17 @@ class SwapRecord:
     overhead_nbytes: int | None
     kinds: Mapping[str, int] = field(default_factory=dict)
 
-    def within(self, budget_nbytes: int) -> SwapProblem:
-        """What there is to decide within a budget, of which some is kept free; less where a guess of it is too much."""
-        limit_nbytes = budget_nbytes - kept_free(budget_nbytes, self.overhead_nbytes)
-        if self.overhead_nbytes is None and budget_nbytes >= self.problem.least_nbytes():
-            limit_nbytes = max(limit_nbytes, self.problem.least_nbytes())
+    def within(self, budget_nbytes: int, gap_nbytes: int = 0) -> SwapProblem:
+        """What there is to decide within a budget, of which some is kept free; less where a guess of it is too much.
+
+        What was measured is no guess; gaps between addresses, which come on top of it, are.
+        """
+        kept_nbytes = kept_free(budget_nbytes, self.overhead_nbytes)
+        sure_nbytes, guess_nbytes = (0, kept_nbytes) if self.overhead_nbytes is None else (kept_nbytes, gap_nbytes)
+        most_nbytes, least_nbytes = budget_nbytes - sure_nbytes, self.problem.least_nbytes()
+        limit_nbytes = most_nbytes - guess_nbytes
+        if most_nbytes >= least_nbytes:
+            limit_nbytes = max(limit_nbytes, least_nbytes)
         return replace(self.problem, limit_nbytes=limit_nbytes)
 
     def budget_nbytes(self, limit_nbytes: int) -> int:

@@ -154,14 +154,8 @@ class Planner:
 
     def _problem(self) -> SwapProblem:
         """What there is to decide; gaps are foreseen to be as they were, if that leaves enough."""
-        record = self.record()
-        if self._beside_nbytes is None:
-            return record.within(self._budget.nbytes)
-        most_nbytes, least_nbytes = self._budget.nbytes - self._beside_nbytes, record.problem.least_nbytes()
-        limit_nbytes = most_nbytes - self._gap_nbytes
-        if limit_nbytes < least_nbytes <= most_nbytes:
-            limit_nbytes = least_nbytes
-        return replace(record.problem, limit_nbytes=limit_nbytes)
+        record = replace(self.record(), overhead_nbytes=self._beside_nbytes)
+        return record.within(self._budget.nbytes, self._gap_nbytes)
 
     def _place(self, lifetimes: Lifetimes, problem: SwapProblem, plan: SwapPlan) -> Placed:
         return plan_places(lifetimes, gone_in_time(problem, plan), self.allocations, self.iteration)

@@ -163,8 +163,7 @@ def _is_within_another(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _all_parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    groups: list[Group] = optimizer.param_groups
-    return (parameter for number in range(len(groups)) for parameter in groups[number]["params"])
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _whole(optimizer: torch.optim.Optimizer) -> None:
